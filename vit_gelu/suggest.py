@@ -1,0 +1,28 @@
+"""How a wrong name is answered: what was asked, the rule, the nearest valid choices."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
+    """The choices most like ``name``, best first; empty when none is close.
+
+    >>> nearest("glue", ["gelu", "relu", "silu"])[0]
+    'gelu'
+    """
+    choices = list(choices)
+    lower = {c.lower(): c for c in reversed(choices)}
+    return [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=n, cutoff=0.6)]
+
+
+def unknown(what: str, name: str, choices: Iterable[str], *, limit: int = 40) -> str:
+    """The message for a name that is not one of the choices.
+
+    >>> print(unknown("activation", "glue", ["gelu", "relu", "tanh"]))
+    unknown activation 'glue'. Did you mean 'gelu'? Choices: gelu, relu, tanh
+    """
+    choices = list(choices)
+    close = nearest(name, choices)
+    hint = f" Did you mean {' or '.join(repr(c) for c in close[:2])}?" if close else ""
+    listed = ", ".join(choices[:limit]) + (", …" if len(choices) > limit else "")
+    return f"unknown {what} {name!r}.{hint} Choices: {listed}"
