@@ -1,0 +1,247 @@
+"""Activations as pure functions of tensors.
+
+Each takes a floating tensor of any shape and returns one of the same shape and dtype (the gated ones halve
+the last dimension). float16 and bfloat16 are evaluated in float32 and rounded once. Their derivatives are in
+``derivatives``, under the same names.
+
+For |x| ≤ 1e4 outputs and gradients are finite and right in every dtype (``relu_squared`` overflows float16
+beyond 256, as its formula does); NaN gives NaN. True infinities are not promised: torch's own kernels, GELU's
+among them, return NaN there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit_gelu.activations import derivatives
+from vit_gelu.activations.autograd import CDFProduct, Elementwise, cdf_partials, cdf_product, widen
+from vit_gelu.activations.distributions import distribution, normal_cdf
+
+SIGMOID_SCALE = derivatives.SIGMOID_SCALE
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x·Φ(x), Φ the standard normal CDF, by erf: Hendrycks & Gimpel 2016 (arXiv:1606.08415), §2.
+
+    This is torch's kernel, fast in eager and compiled code. It forms Φ as 1 + erf, so its error is absolute
+    (float rounding of x), not relative: below x ≈ −5 (float32) the tiny negative values lose their digits.
+
+    >>> gelu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1587,  0.0000,  0.8413])
+    """
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x·(1 + tanh(√(2/π)(x + 0.044715 x³)))/2: GELU paper §2, its first approximation.
+
+    >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1588,  0.0000,  0.8412])
+    """
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_sigmoid(x: Tensor) -> Tensor:
+    """x·s(1.702 x), s the logistic sigmoid: GELU paper §2, its second approximation ("quick GELU").
+
+    >>> gelu_sigmoid(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1542,  0.0000,  0.8458])
+    """
+    if torch.compiler.is_compiling():
+        return _gelu_sigmoid(x)
+    return Elementwise.apply(x, _gelu_sigmoid, derivatives.gelu_sigmoid)
+
+
+def _gelu_sigmoid(x: Tensor) -> Tensor:
+    wide = widen(x)
+    return (wide * torch.sigmoid(SIGMOID_SCALE * wide)).to(x.dtype)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0): Nair & Hinton 2010 (ICML).
+
+    >>> relu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0., 0., 1.])
+    """
+    return F.relu(x)
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x for x > 0, else α(exp(x) − 1): Clevert et al. 2015 (arXiv:1511.07289), Eq. 15.
+
+    >>> elu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.6321,  0.0000,  1.0000])
+    """
+    return F.elu(x, alpha)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x·s(x), s the logistic sigmoid: GELU paper §2; Elfwing et al. 2017 (arXiv:1702.03118), Eq. 6.
+
+    >>> silu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.2689,  0.0000,  0.7311])
+    """
+    return F.silu(x)
+
+
+def cdf_linear_unit(
+    x: Tensor, cdf: str = "normal", mu: Tensor | float = 0.0, sigma: Tensor | float = 1.0
+) -> Tensor:
+    """x·F((x − μ)/σ) for a distribution function F: the family that GELU paper §2 and §4 suggest.
+
+    ``normal`` is GELU, ``logistic`` SiLU, ``uniform`` with σ = 3 hard-swish; σ → 0 with μ = 0 is ReLU.
+
+    Args:
+        x: floating, any shape (..., c).
+        cdf: one of ``DISTRIBUTIONS``.
+        mu: location; a number, or a tensor of shape (1,) or (c,).
+        sigma: scale (not the standard deviation, unless F is normal), positive; like ``mu``.
+
+    Raises:
+        ValueError: no such distribution.
+
+    >>> x = torch.tensor([-1.0, 0.0, 1.0])
+    >>> torch.allclose(cdf_linear_unit(x, "logistic"), silu(x))
+    True
+    """
+    dist = distribution(cdf)
+    if torch.compiler.is_compiling():
+        return cdf_product(x, mu, sigma, dist)
+    if not isinstance(mu, Tensor) and not isinstance(sigma, Tensor):
+        return Elementwise.apply(
+            x, lambda t: cdf_product(t, mu, sigma, dist), lambda t: cdf_partials(t, mu, sigma, dist)[0]
+        )
+    mu = torch.as_tensor(mu, dtype=widen(x).dtype, device=x.device)
+    sigma = torch.as_tensor(sigma, dtype=widen(x).dtype, device=x.device)
+    return CDFProduct.apply(x, mu, sigma, dist)
+
+
+def gelu_learnable(x: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """x·Φ((x − μ)/σ), σ = exp(log σ): GELU paper §2, "we could use μ and σ as learnable parameters".
+
+    Args:
+        x: floating, shape (..., c).
+        mu, log_sigma: shape (1,) or (c,).
+
+    >>> gelu_learnable(torch.tensor([-1.0, 0.0, 1.0]), torch.zeros(1), torch.zeros(1))
+    tensor([-0.1587,  0.0000,  0.8413])
+    """
+    return cdf_linear_unit(x, "normal", mu, log_sigma.exp())
+
+
+def laplace_lu(x: Tensor, mu: Tensor | float = 0.0, sigma: Tensor | float = 1.0) -> Tensor:
+    """x·F((x − μ)/σ) with F the Laplace CDF; see ``cdf_linear_unit``.
+
+    >>> laplace_lu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1839,  0.0000,  0.8161])
+    """
+    return cdf_linear_unit(x, "laplace", mu, sigma)
+
+
+def gelu_stochastic(x: Tensor) -> Tensor:
+    """x·m with m ~ Bernoulli(Φ(x)), drawn anew at each call: the stochastic 0–1 map of GELU paper §2.
+
+    Its expectation is GELU. The gradient is m; the mask counts as constant. Draws come from torch's global
+    generator of the device, with 24 bits; only the mask is kept for the backward pass.
+
+    >>> _ = torch.manual_seed(0)
+    >>> gelu_stochastic(torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 9.0]))
+    tensor([0., 0., 1., 1., 1., 9.])
+    """
+    with torch.no_grad():
+        chance = normal_cdf(widen(x))
+        keep = ~(torch.rand_like(chance, dtype=torch.float32) >= chance)  # NaN is kept, to show
+    return torch.where(keep, x, 0.0)
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x for x > 0, else slope·x: Maas et al. 2013 (ICML workshop), Eq. 2.
+
+    >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.0100,  0.0000,  1.0000])
+    """
+    return F.leaky_relu(x, negative_slope)
+
+
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
+    """x for x > 0, else a·x with a learned: He et al. 2015 (arXiv:1502.01852), Eq. 1.
+
+    Args:
+        x: floating, shape (..., c).
+        weight: a, shape (1,), or (c,) for one per channel of the last dimension (torch's own counts
+            channels along dimension 1, which would be a ViT's tokens).
+
+    >>> prelu(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.25]))
+    tensor([-0.2500,  0.0000,  1.0000])
+    """
+    weight = weight.to(x.dtype)
+    if weight.numel() == 1:
+        return F.prelu(x, weight)
+    return F.prelu(x.reshape(-1, x.shape[-1]), weight).reshape(x.shape)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)²: So et al. 2021, "Primer" (arXiv:2109.08668), §4.
+
+    >>> relu_squared(torch.tensor([-1.0, 0.0, 3.0]))
+    tensor([0., 0., 9.])
+    """
+    positive = F.relu(x)
+    return positive * positive  # not .square(), which autocast turns into float32
+
+
+def mish(x: Tensor) -> Tensor:
+    """x·tanh(log(1 + exp(x))): Misra 2019 (arXiv:1908.08681), Eq. 1.
+
+    Own gradient because the double backward of ``torch.nn.functional.mish`` is NaN from x ≈ 45 on.
+
+    >>> mish(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.3034,  0.0000,  0.8651])
+    """
+    if torch.compiler.is_compiling():
+        return _mish(x)
+    return Elementwise.apply(x, F.mish, derivatives.mish)
+
+
+def _mish(x: Tensor) -> Tensor:
+    wide = widen(x)
+    return (wide * torch.tanh(F.softplus(wide))).to(x.dtype)
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """x·min(max(x + 3, 0), 6)/6: Howard et al. 2019, MobileNetV3 (arXiv:1905.02244), §5.2.
+
+    >>> hardswish(torch.tensor([-3.0, 0.0, 3.0]))
+    tensor([-0., 0., 3.])
+    """
+    return F.hardswish(x)
+
+
+SOFTPLUS_THRESHOLD = 40.0  # torch's 20 is 2e-9 off there, which float64 sees
+
+
+def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
+    """log(1 + exp(βx))/β: Dugas et al. 2000 (NIPS), Eq. 4.
+
+    >>> softplus(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.3133, 0.6931, 1.3133])
+    """
+    return F.softplus(x, beta, SOFTPLUS_THRESHOLD).to(x.dtype)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh(x).
+
+    >>> tanh(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.7616,  0.0000,  0.7616])
+    """
+    return torch.tanh(x)
+
+
+def identity(x: Tensor) -> Tensor:
+    """x: what is left of the network without its nonlinearity.
+
+    >>> identity(torch.tensor([-1.0, 2.0]))
+    tensor([-1.,  2.])
+    """
+    return x
