@@ -1,0 +1,64 @@
+"""The command line: a table of sub-commands, each imported only when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vit_gelu.cli.errors import UsageError, guarded
+from vit_gelu.suggest import unknown
+
+COMMANDS = {
+    "train": "train a ViT and test it; writes a run folder",
+    "evaluate": "accuracy, per class and confusion, of a run on a data set",
+    "predict": "the most likely classes of image files",
+    "doctor": "check the installation, the devices and the data",
+}
+
+HELP = """usage: vit-gelu COMMAND [OPTIONS]
+
+Which activation should my ViT use? Train, evaluate and compare.
+
+commands:
+{commands}
+
+examples:
+  vit-gelu train --config digits --activation gelu
+  vit-gelu train --activation relu --seed 1 --data.root ~/data
+  vit-gelu evaluate runs/digits-vit_tiny-gelu-seed0
+  vit-gelu COMMAND --help
+"""
+
+
+def help_text() -> str:
+    """What ``vit-gelu --help`` prints."""
+    return HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a sub-command.
+
+    Args:
+        argv: arguments without the program's name; ``sys.argv[1:]`` by default.
+
+    Raises:
+        SystemExit: 2 for a mistake of the user, else the command's own status if it is not 0.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text(), end="")
+        return
+    if arguments[0] == "--version":
+        from vit_gelu import __version__
+
+        print(f"vit_gelu {__version__}")
+        return
+    name, *rest = arguments
+
+    def run() -> int:
+        if name not in COMMANDS:
+            raise UsageError(unknown("command", name, COMMANDS))
+        return importlib.import_module(f"vit_gelu.cli.{name}").main(rest)
+
+    status = guarded(f"vit-gelu {name}" if name in COMMANDS else "vit-gelu", run)
+    if status:
+        sys.exit(status)

@@ -1,0 +1,59 @@
+"""Recipes: where the shipped YAML files are, and how ``--config`` finds one."""
+
+from pathlib import Path
+
+from vit_gelu.cli.errors import UsageError
+from vit_gelu.suggest import unknown
+
+DEFAULT_CONFIG = "cifar10"
+
+
+def configs_folder() -> Path:
+    """The folder of the shipped recipes: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name (path under ``configs/`` without suffix) -> file."""
+    folder = configs_folder()
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """A file of that path, else the shipped recipe of that name.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short in shipped:
+        return shipped[short]
+    raise UsageError("--config: no such file, and " + unknown("recipe", short, shipped))
+
+
+def expand_configs(argv: list[str]) -> list[str]:
+    """Arguments with every ``--config`` made a path, the default recipe first where none is given."""
+    expanded: list[str] = []
+    given = False
+    i = 0
+    while i < len(argv):
+        argument = argv[i]
+        if argument in ("-c", "--config"):
+            if i + 1 == len(argv):
+                raise UsageError(f"{argument}: expects a file or the name of a shipped recipe")
+            expanded += ["--config", str(find_config(argv[i + 1]))]
+            given, i = True, i + 2
+            continue
+        if argument.startswith("--config="):
+            expanded += ["--config", str(find_config(argument.split("=", 1)[1]))]
+            given = True
+        else:
+            expanded.append(argument)
+        i += 1
+    return expanded if given else ["--config", str(find_config(DEFAULT_CONFIG)), *expanded]

@@ -1,0 +1,39 @@
+"""How a command ends: mistakes of the user in a few lines and exit code 2, everything else with its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+USAGE = 2
+FAILED = 1
+
+
+class UsageError(ValueError):
+    """A mistake in what was asked for; its text is all that the user sees."""
+
+
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """Call ``run`` and turn mistakes of the user into a short message on standard error.
+
+    ``ValueError`` and ``OSError`` are the user's: wrong options, files that are missing or broken. With
+    ``VIT_GELU_TRACEBACK=1`` in the environment they keep their traceback, for bug reports.
+
+    Args:
+        program: what stands before the message, such as ``vit-gelu train``.
+        run: returns the exit status.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        return run()
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("VIT_GELU_TRACEBACK"):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"{program}: error: {lines[0]}", *lines[1:5], sep="\n", file=sys.stderr)
+        return USAGE

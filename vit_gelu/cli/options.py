@@ -1,0 +1,292 @@
+"""The options of ``vit-gelu train``: LightningCLI over our module, data and trainer, with short errors."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import SUPPRESS, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.train import LOGGERS, free_folder, is_main_process
+from vit_gelu.data import ImageData
+from vit_gelu.suggest import nearest, unknown
+from vit_gelu.training.checkpoint import find_checkpoint
+from vit_gelu.training.logs import MetricsFile
+from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.record import config_hash, read_record
+from vit_gelu.training.run import run_callbacks
+
+# Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
+PLACE = ("config", "out", "ckpt_path")
+FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one ``UsageError``, in the user's own terms."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(self.explain(message)) from None
+
+    def option_names(self) -> list[str]:
+        """All options, with their leading dashes."""
+        return sorted({s for a in self._actions for s in a.option_strings if s.startswith("--")})
+
+    def explain(self, message: str) -> str:
+        """The message of the parser, shortened, with the nearest valid option where one was mistyped."""
+        unrecognized = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        key = unrecognized[1].split("=")[0].lstrip("-") if unrecognized else None
+        not_expected = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected", message) or re.search(
+            r"Option '([\w.]+)' is not accepted", message
+        )
+        if not_expected:
+            key = not_expected[1]
+        if key is not None:
+            choices = [name.lstrip("-") for name in self.option_names()]
+            close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
+            hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
+            return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
+        lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+        return "\n".join(line[:300] for line in lines[:4])
+
+
+class TrainCLI(LightningCLI):
+    """Options, run folder and objects of one training run.
+
+    Attributes:
+        folder: the run folder.
+        resolved: all options, plain types, as they stand in ``config.yaml``.
+        ckpt_path: the checkpoint to go on from, or None.
+    """
+
+    folder: Path
+    resolved: dict[str, Any]
+    ckpt_path: Path | None = None
+
+    @classmethod
+    def parse(cls, argv: list[str]) -> "TrainCLI":
+        """Parse the arguments and build module, data and trainer.
+
+        Raises:
+            UsageError: an option that is unknown or has a wrong value.
+            ValueError: values that do not fit each other.
+        """
+        return cls(**_SETTINGS, args=argv)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # A second name for one option: link_arguments instead would let a flag's default silence the YAML.
+        parser.add_argument("--activation", dest="model.activation", type=str, default=SUPPRESS)
+        parser.add_argument("--seed", dest="seed_everything", type=int, default=SUPPRESS)
+        parser.add_argument("--out", type=str | None, default=None, help="Run folder.")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from, or last."
+        )
+        parser.add_argument(
+            "--test_checkpoint",
+            type=str,
+            default="last",
+            help="Weights that the test set sees: last or best.",
+        )
+        parser.add_argument(
+            "--loggers", type=list[str], default=["csv", "tensorboard"], help="csv, tensorboard, wandb."
+        )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=5.0,
+            help="Longest time between two saves inside an epoch.",
+        )
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config
+        for name in config.loggers:
+            if name not in LOGGERS:
+                raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
+        if config.test_checkpoint not in ("last", "best"):
+            raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
+        self.resolved = self._plain(config)
+        self.folder = self._choose_folder()
+        self.ckpt_path = self._choose_checkpoint()
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=True, format="yaml")
+        return {k: v for k, v in yaml.safe_load(text).items() if k not in PLACE}
+
+    def _choose_folder(self) -> Path:
+        config = self.config
+        if config.out is not None:
+            return Path(config.out)
+        if FOLDER_VARIABLE in os.environ and not is_main_process():
+            return Path(os.environ[FOLDER_VARIABLE])
+        if config.ckpt_path not in (None, "last"):
+            checkpoint = find_checkpoint(config.ckpt_path)
+            if (checkpoint.parent.parent / "config.yaml").is_file():
+                return checkpoint.parent.parent
+        data, model = Path(config.data.name).stem, config.model.name.replace("/", "-")
+        activation = config.model.activation.rsplit(".", 1)[-1]
+        base = Path("runs") / f"{data}-{model}-{activation}-seed{config.seed_everything}"
+        if config.ckpt_path == "last":
+            return self._newest_like(base)
+        return free_folder(base)
+
+    def _newest_like(self, base: Path) -> Path:
+        wanted = config_hash(self.resolved)
+        seed = self.resolved["seed_everything"]
+        found = []
+        for file in base.parent.glob("*/config.yaml"):
+            other = yaml.safe_load(file.read_text())
+            if (
+                isinstance(other, dict)
+                and config_hash(other) == wanted
+                and other.get("seed_everything") == seed
+            ):
+                found.append(file)
+        if not found:
+            raise UsageError(
+                f"--ckpt_path last: no run of these options under {base.parent}/; name its folder with --resume DIR"
+            )
+        return max(found, key=lambda f: f.stat().st_mtime).parent
+
+    def _choose_checkpoint(self) -> Path | None:
+        asked = self.config.ckpt_path
+        if asked is None:
+            return None
+        if asked != "last":
+            return find_checkpoint(asked)
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if not last.is_file() and not (self.folder / "record.json").is_file():
+            if (self.folder / "config.yaml").is_file():
+                # Stopped before its first checkpoint: from the start is as if it had never stopped.
+                return None
+            raise UsageError(f"--ckpt_path last: {self.folder} holds no checkpoints/last.ckpt")
+        return last
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config.trainer
+        save = options.enable_checkpointing is not False
+        callbacks = run_callbacks(
+            self.folder,
+            ema_decay=self.config.model.ema_decay,
+            checkpoint_minutes=self.config.checkpoint_minutes,
+            save=save,
+            show=options.enable_progress_bar is not False,
+            shared=bool(os.environ.get("VIT_GELU_SHARED_DEVICE")),
+        )
+        self.trainer_defaults = {"callbacks": callbacks}
+        logger = self._loggers() if options.logger in (None, True) else options.logger
+        return super().instantiate_trainer(
+            logger=logger,
+            enable_checkpointing=save,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=str(self.folder),
+        )
+
+    def _loggers(self) -> list[Logger]:
+        made: list[Logger] = [
+            MetricsFile(self.folder / "metrics.csv")
+        ]  # always: the record is made beside it
+        if "tensorboard" in self.config.loggers:
+            made.append(TensorBoardLogger(str(self.folder), name="", version="tensorboard"))
+        if "wandb" in self.config.loggers:
+            try:
+                made.append(WandbLogger(name=self.folder.name, project="vit_gelu", save_dir=str(self.folder)))
+            except ModuleNotFoundError:
+                raise UsageError(
+                    '--loggers wandb: not installed; python -m pip install "vit_gelu[wandb]"'
+                ) from None
+        return made
+
+    def prepare_folder(self) -> dict[str, Any] | None:
+        """Make the run folder and write ``config.yaml``; process 0 only.
+
+        Returns:
+            The record of the run when it is finished already and was asked to go on, else None.
+
+        Raises:
+            UsageError: the folder holds a run and going on with it was not asked for.
+        """
+        if not is_main_process():
+            return None
+        going_on = self.config.ckpt_path is not None
+        record = read_record(self.folder)
+        if going_on and record is not None and record["status"] == "finished":
+            return record
+        if not going_on and self.folder.is_dir() and any(self.folder.iterdir()):
+            state = "a finished run" if record else "an unfinished run, or something else"
+            advice = "choose another --out" + ("" if record else f", or go on with --resume {self.folder}")
+            raise UsageError(f"--out {self.folder}: holds {state}; nothing is overwritten: {advice}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
+        partial = self.folder / "config.yaml.partial"
+        partial.write_text(yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
+        os.replace(partial, self.folder / "config.yaml")
+        return None
+
+    def announce(self) -> None:
+        """What is about to run, where."""
+        if not is_main_process():
+            return
+        config, trainer = self.config, self.trainer
+        device = trainer.strategy.root_device
+        print(
+            f"{config.model.name}, activation {config.model.activation}, on {config.data.name}, seed "
+            f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
+            f"{', compiled' if config.model.compile else ''} -> {self.folder}",
+            flush=True,
+        )
+        if self.ckpt_path is not None:
+            print(f"going on from {self.ckpt_path}", flush=True)
+
+
+_SETTINGS: dict[str, Any] = {
+    "model_class": ClassificationModule,
+    "datamodule_class": ImageData,
+    "trainer_class": Trainer,
+    "save_config_callback": None,
+    "seed_everything_default": 0,
+    "parser_class": Parser,
+    "parser_kwargs": {"usage": "vit-gelu train [OPTIONS]", "description": ""},
+    "run": False,
+    # A checkpoint must not override the command line.
+    "load_from_checkpoint_support": False,
+    "auto_configure_optimizers": False,
+}
+
+
+class _ParserBuilt(Exception):
+    """Carries the parser out of LightningCLI, which would go on to parse and instantiate."""
+
+
+class _ParserOnly(TrainCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _ParserBuilt(parser)
+
+
+def build_parser() -> Parser:
+    """The parser of ``vit-gelu train``, for its help and for checking recipes."""
+    try:
+        _ParserOnly(**_SETTINGS)
+    except _ParserBuilt as built:
+        return built.args[0]
+    raise AssertionError("LightningCLI no longer calls parse_arguments")
+
+
+def full_help(topic: str) -> str:
+    """Every option of a part: ``model``, ``data``, ``trainer`` or ``all``."""
+    text = build_parser().format_help()
+    if topic == "all":
+        return text
+    sections = re.split(r"\n(?=\S)", text)
+    wanted = [s for s in sections if f"--{topic}." in s]
+    return "\n".join(wanted) + "\n"

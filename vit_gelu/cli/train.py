@@ -1,0 +1,212 @@
+"""``vit-gelu train``: from options to a finished run folder."""
+
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vit_gelu.cli.configs import DEFAULT_CONFIG, expand_configs
+from vit_gelu.cli.errors import FAILED, UsageError
+
+HELP = """usage: vit-gelu train [--config FILE ...] [--activation NAME] [--seed N] [OPTIONS]
+
+Train a Vision Transformer, test it once, and write a run folder: config.yaml, metrics.csv,
+record.json and checkpoints/. Options are applied from left to right; later ones win.
+
+what to train:
+  --config FILE                a recipe: a YAML file, or the name of a shipped one
+                               (default: {default}); may be given several times
+  --activation NAME            gelu, relu, silu, ..., or your_package.your_module.YourActivation
+  --seed N                     fixes initial weights, order, augmentation and noise (default 0)
+  --model.name SIZE            vit_tiny, vit_small, vit_base, vit_large or vit_huge
+  --model.patch_size N         side of a patch in pixels
+  --model.embed_dim N          width; likewise --model.depth, --model.num_heads
+  --model.pooling P            cls or mean
+
+data:
+  --data.name NAME             cifar10, cifar100, digits, an array file (.npz) or an image folder
+  --data.root DIR              where data sets are looked for and kept
+  --data.global_batch_size N   images per step, over all devices
+  --data.augment POLICY        augmentation of the training images
+
+optimization:
+  --model.optimizer NAME       any optimizer of torch or timm
+  --model.lr X                 learning rate; likewise --model.weight_decay
+  --trainer.max_epochs N       length of the training
+  --trainer.precision P        32-true, bf16-mixed or 16-mixed
+  --trainer.devices N          how many devices (default: all)
+
+run:
+  --out DIR                    run folder (default: a new one under runs/)
+  --resume DIR                 go on with the run in DIR as if it had never stopped
+  --ckpt_path last|FILE        go on from a checkpoint; "last" looks in --out, or for the
+                               newest run of these options
+  --test_checkpoint last|best  which weights the test set sees (default: last)
+  --loggers NAME ...           csv, tensorboard, wandb (default: [csv, tensorboard])
+
+all options:                   vit-gelu train --help all | model | data | trainer
+
+examples:
+  vit-gelu train --config digits --activation gelu
+  vit-gelu train --config cifar10_cpu --activation relu --seed 1 --data.root ~/data
+  vit-gelu train --activation my_package.MyAct --trainer.devices 8
+  vit-gelu train --resume runs/cifar10-vit_tiny-gelu-seed0
+"""
+
+LOGGERS = ("csv", "tensorboard", "wandb")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    if any(a in ("-h", "--help") for a in argv):
+        place = next(i for i, a in enumerate(argv) if a in ("-h", "--help"))
+        topic = argv[place + 1] if place + 1 < len(argv) else ""
+        if topic not in ("all", "model", "data", "trainer"):
+            print(HELP.format(default=DEFAULT_CONFIG), end="")
+            return 0
+        from vit_gelu.cli.options import full_help
+
+        print(full_help(topic), end="")
+        return 0
+    return run(argv)
+
+
+def run(argv: list[str]) -> int:
+    """Parse, prepare the run folder, train, print the result."""
+    resume = _take(argv, "--resume")
+    argv = _resume_arguments(argv, resume) if resume is not None else expand_configs(argv)
+
+    quieten()
+    from vit_gelu.cli.options import TrainCLI
+    from vit_gelu.training.checkpoints import Interrupted
+    from vit_gelu.training.monitor import Diverged
+    from vit_gelu.training.run import train
+
+    cli = TrainCLI.parse(argv)
+    finished = cli.prepare_folder()
+    if finished is not None:
+        print(f"{cli.folder}: finished already; nothing to go on with")
+        print_result(finished)
+        return 0
+    cli.announce()
+    try:
+        record = train(
+            cli.model,
+            cli.datamodule,
+            cli.trainer,
+            cli.folder,
+            config=cli.resolved,
+            ckpt_path=cli.ckpt_path,
+            test_checkpoint=cli.config.test_checkpoint,
+        )
+    except Diverged as error:
+        print(f"vit-gelu train: diverged: {error}", file=sys.stderr)
+        print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)
+        return FAILED
+    except Interrupted as error:
+        print(f"vit-gelu train: {error}; saved. Go on with:", file=sys.stderr)
+        print(f"  vit-gelu train --resume {cli.folder}", file=sys.stderr)
+        return 128 + error.signum
+    if cli.trainer.is_global_zero:
+        print_result(record)
+        print(f"run folder: {cli.folder}")
+    return 0
+
+
+def quieten() -> None:
+    """Leave out what Lightning and torch say to developers; what the user must know stays, a line each."""
+    import logging
+
+    # Their loggers set their own level at import, so ours has to come after it.
+    import lightning.pytorch  # noqa: F401
+
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    ignored = (
+        ".*does not have many workers.*",
+        ".*overrides the configure_model.*",
+        ".*smaller than the logging interval.*",
+        ".*it is recommended to use `Trainer\\(devices=1.*",
+        ".*using `DistributedSampler` with the dataloaders.*",
+        ".*Online softmax is disabled on the fly.*",
+        ".*litlogger.*",
+        ".*Skipping val loop.*",
+        ".*You are using the .*Averaging callback, but.*",
+        ".*You're using the WeightAveraging callback, but.*",
+    )
+    for message in ignored:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    def show(
+        message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
+    ) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def _take(argv: list[str], option: str) -> str | None:
+    """The value of an option that is given to us, not to the parser; None when it is absent."""
+    value = None
+    for i, argument in enumerate(argv):
+        if argument == option:
+            if i + 1 == len(argv):
+                raise UsageError(f"{option}: expects a value")
+            value = argv[i + 1]
+        elif argument.startswith(option + "="):
+            value = argument.split("=", 1)[1]
+    return value
+
+
+def _resume_arguments(argv: list[str], folder: str) -> list[str]:
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise UsageError(f"--resume {folder}: holds no config.yaml, so it is not a run folder")
+    for option in ("--out", "--ckpt_path"):
+        if _take(argv, option) is not None:
+            raise UsageError(f"{option}: not with --resume, which takes it from the run folder")
+    rest = []
+    skip = False
+    for argument in argv:
+        if skip:
+            skip = False
+        elif argument == "--resume":
+            skip = True
+        elif not argument.startswith("--resume="):
+            rest.append(argument)
+    return ["--config", str(config), "--out", folder, "--ckpt_path", "last", *rest]
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of its run; known before torch.distributed starts."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def free_folder(base: Path) -> Path:
+    """``base``, or ``base-2``, ``base-3`` … : the first that does not exist."""
+    if not base.exists():
+        return base
+    taken = [
+        int(m[1]) for p in base.parent.glob(f"{base.name}-*") if (m := re.fullmatch(r".*-(\d+)", p.name))
+    ]
+    return base.with_name(f"{base.name}-{max([1, *taken]) + 1}")
+
+
+def print_result(record: dict[str, Any]) -> None:
+    """The outcome in two lines."""
+    if record["status"] != "finished":
+        print(f"status {record['status']} at step {record.get('diverged_step')}")
+        return
+    test, val, speed = record["test"], record["val"], record["speed"]
+    print(
+        f"test top-1 {100 * test['top1']:.2f} %  top-5 {100 * test['top5']:.2f} %  loss {test['loss']:.4f}  "
+        f"(n = {test['n']}, {record['tested']} checkpoint)  val top-1 {100 * val['top1']:.2f} %"
+    )
+    rate = speed["train_images_per_second"]
+    if rate is not None:
+        shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]
+        print(f"{rate:,.0f} images/s in training{shared}; {record['seconds']:.1f} s with validation")

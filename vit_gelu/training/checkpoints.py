@@ -1,0 +1,157 @@
+"""Saving: ``last.ckpt`` to go on from, ``best.ckpt`` by validation; and stopping on a signal without losing a step."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vit_gelu.training.monitor import Monitor
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; it has saved ``last.ckpt`` first.
+
+    Args:
+        signum: the signal's number.
+        epoch, step: where the run stands.
+    """
+
+    def __init__(self, signum: int, epoch: int, step: int) -> None:
+        self.signum, self.epoch, self.step = signum, epoch, step
+        super().__init__(f"stopped by {signal.Signals(signum).name} in epoch {epoch}, after step {step}")
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights: evaluated, saved as ``state_dict``, final after training.
+
+    The first update copies the weights; each later step moves the average by 1 - decay (Polyak & Juditsky 1992
+    in its exponential form).
+
+    Args:
+        decay: share of the old average that a step keeps, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if "averaging_state" not in checkpoint:
+            raise ValueError("--model.ema_decay: the checkpoint was written without averaged weights")
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # The average is in the module now; left here, a later validation of other weights would be swapped for it.
+        self._average_model = None
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``last.ckpt`` at every epoch's end, every few minutes inside an epoch and when a signal comes.
+
+    Files are written whole or not at all. Never inside an accumulation window (its gradients are in no
+    checkpoint) and never with weights that have seen a NaN.
+
+    Args:
+        folder: where the files go.
+        minutes: longest time between two saves inside an epoch.
+        monitor: what knows whether the losses were finite.
+    """
+
+    def __init__(self, folder: Path, monitor: Monitor, minutes: float = 5.0) -> None:
+        self.folder = Path(folder)
+        self.minutes = minutes
+        self.monitor = monitor
+        self.best_top1 = -1.0
+        self.best_step = -1
+        self._saved_at = 0.0
+        self._stepped = 0
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        self._stepped = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:  # asked twice: no more patience
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The end of an epoch saves after validation; saved here, the resumed run would skip that validation.
+        if trainer.global_step == self._stepped or trainer.is_last_batch:
+            return
+        self._stepped = trainer.global_step
+        wanted = bool(self._signal) or time.monotonic() - self._saved_at > 60 * self.minutes
+        if trainer.world_size > 1:
+            # Processes must agree, and asking costs a collective: only where rows are logged anyway.
+            if trainer.global_step % trainer.log_every_n_steps:
+                return
+            wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        if wanted:
+            self.save_last(trainer)
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save_last(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        score = pl_module.last_score
+        if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
+            return
+        if score.top1 > self.best_top1:
+            self.best_top1, self.best_step = score.top1, trainer.global_step
+            trainer.save_checkpoint(self.best)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt``.
+
+        Raises:
+            Diverged: a loss was not finite; the file stays as it was.
+        """
+        self.monitor.check_finite(trainer)
+        trainer.save_checkpoint(self.last)
+        self._saved_at = time.monotonic()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        asked = bool(self._signal)
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            raise Interrupted(self._signal or signal.SIGTERM, trainer.current_epoch, trainer.global_step)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_top1": self.best_top1, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_top1, self.best_step = state_dict["best_top1"], state_dict["best_step"]

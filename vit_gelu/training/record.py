@@ -1,0 +1,133 @@
+"""The run folder and its ``record.json``: the only thing that ablations and reports read."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from vit_gelu.training.metrics import Score
+
+SCHEMA = 1
+
+# Options that say where and with what seed a run happens, not what it is.
+_NOT_IN_HASH = ("seed_everything", "out", "resume", "ckpt_path", "loggers", "checkpoint_minutes", "config")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all: to a file beside it, synced, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run folder, or None when the run has not ended.
+
+    Raises:
+        ValueError: the file is not a record, or of a newer schema than this version knows.
+    """
+    path = Path(folder) / "record.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        schema = record["schema"]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a record of a run ({error})") from None
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{path}: schema {schema} is newer than this version knows ({SCHEMA}); upgrade vit_gelu"
+        )
+    return record
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Sixteen hex digits that two runs share exactly when they differ in nothing but the seed and the place."""
+    kept = {k: v for k, v in config.items() if k not in _NOT_IN_HASH}
+    canonical = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with ``-dirty`` where tracked files differ; None outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(package), "ls-files", "--error-unmatch", "__init__.py"],
+            capture_output=True,
+            timeout=10,
+        )
+        if tracked.returncode:
+            return None
+        return (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            or None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def processor_name() -> str:
+    """The CPU's model name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def environment(trainer: pl.Trainer, compiled: bool) -> dict[str, Any]:
+    """Versions, devices and precision of a run."""
+
+    def package(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    device = trainer.strategy.root_device
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "vit_gelu": package("vit_gelu"),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "lightning": package("lightning"),
+        "timm": package("timm"),
+        "device": torch.cuda.get_device_name(device)
+        if cuda
+        else f"{processor_name()} ({torch.get_num_threads()} threads)",
+        "device_type": device.type,
+        "n_devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "compiled": compiled,
+        "git": git_commit(),
+    }
+
+
+def score_dict(score: Score | None, split: str) -> dict[str, Any] | None:
+    """A score as it stands in the record; shares are fractions 0–1."""
+    if score is None:
+        return None
+    fields = ("top1", "top5", "loss", "n", "correct") if split == "test" else ("top1", "loss", "n", "correct")
+    return {name: getattr(score, name) for name in fields}
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

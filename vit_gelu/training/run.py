@@ -1,0 +1,166 @@
+"""One run from start to record: fit, test the chosen checkpoint, write ``record.json``."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from vit_gelu.training.checkpoint import read_checkpoint
+from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
+from vit_gelu.training.metrics import Score
+from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.monitor import Diverged, Monitor
+from vit_gelu.training.progress import Display
+from vit_gelu.training.record import SCHEMA, config_hash, environment, now, score_dict, write_json
+from vit_gelu.training.speed import SpeedMeter
+
+
+def run_callbacks(
+    folder: Path,
+    *,
+    ema_decay: float | None = None,
+    checkpoint_minutes: float = 5.0,
+    save: bool = True,
+    show: bool = True,
+    shared: bool = False,
+) -> list[Callback]:
+    """The callbacks of every run, in the order in which they must act.
+
+    Args:
+        folder: the run folder.
+        ema_decay: see ``ClassificationModule``.
+        checkpoint_minutes: longest time between two saves inside an epoch.
+        save: whether checkpoints are written.
+        show: whether progress is shown.
+        shared: whether other runs use the same device on purpose.
+    """
+    monitor, speed = Monitor(), SpeedMeter(shared)
+    callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
+    callbacks += [speed, monitor]
+    callbacks += [Display(monitor, speed)] if show else []
+    callbacks += [Checkpoints(folder / "checkpoints", monitor, checkpoint_minutes)] if save else []
+    return callbacks
+
+
+def find(trainer: pl.Trainer, kind: type) -> Any:
+    """The trainer's callback of a class, or None."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def train(
+    module: ClassificationModule,
+    data: Any,
+    trainer: pl.Trainer,
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    ckpt_path: Path | None = None,
+    test_checkpoint: str = "last",
+) -> dict[str, Any]:
+    """Train, test, record.
+
+    Args:
+        module, data: what to train, and on what (``ImageData``).
+        trainer: made with ``run_callbacks``.
+        folder: the run folder; ``record.json`` is written there by process 0, at the end, whole.
+        config: the resolved options, for the hash.
+        ckpt_path: checkpoint to go on from.
+        test_checkpoint: ``last`` or ``best`` (by validation): what the test set sees, once.
+
+    Returns:
+        The record, status ``finished``.
+
+    Raises:
+        Diverged: a loss was not finite; the record is written with status ``diverged`` first.
+        Interrupted: a signal came; the checkpoint is written, no record is.
+        ValueError: options that do not fit the data, or a checkpoint of another run.
+    """
+    monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
+    checkpoints = find(trainer, Checkpoints)
+    began = time.monotonic()
+    record: dict[str, Any] = {"schema": SCHEMA, "status": "finished", "tested": test_checkpoint}
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except Diverged as error:
+        record |= {"status": "diverged", "diverged_step": error.step, "diverged_lr": _finite(error.lr)}
+        record |= _describe(module, data, trainer, config, monitor)
+        if trainer.is_global_zero:
+            write_json(folder / "record.json", record)
+        raise
+    seconds = monitor.seconds
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    image_shape = (data.in_channels, *data.image_size)
+    summary = speed.summary(module, image_shape, _compute_dtype(trainer)) if trainer.is_global_zero else None
+    if test_checkpoint == "best":
+        if checkpoints is None:
+            raise ValueError("--test_checkpoint best: this run saves no checkpoints")
+        module.load_state_dict(read_checkpoint(trainer.strategy.broadcast(checkpoints.best))["state_dict"])
+        module.to(trainer.strategy.root_device)
+    scores = {
+        "val": _evaluate(trainer, module, data, "val"),
+        "test": _evaluate(trainer, module, data, "test"),
+    }
+    record |= _describe(module, data, trainer, config, monitor)
+    record |= {name: score_dict(score, name) for name, score in scores.items()}
+    record |= {"epochs": epochs, "steps": steps, "seconds": seconds, "speed": summary}
+    if checkpoints is not None:
+        record["best"] = {"val_top1": checkpoints.best_top1, "step": checkpoints.best_step}
+    record["total_seconds"] = time.monotonic() - began
+    if trainer.is_global_zero:
+        write_json(folder / "record.json", record)
+        for logger in trainer.loggers:
+            row = {"epoch": epochs, "test_loss": scores["test"].loss, "test_top1": scores["test"].top1}
+            logger.log_metrics(row, step=steps)
+            logger.finalize("success")
+    return record
+
+
+def _evaluate(trainer: pl.Trainer, module: ClassificationModule, data: Any, split: str) -> Score:
+    module.last_score = None
+    if split == "val":
+        trainer.validate(module, datamodule=data, verbose=False)
+    else:
+        trainer.test(module, datamodule=data, verbose=False)
+    assert module.last_score is not None
+    return module.last_score
+
+
+def _compute_dtype(trainer: pl.Trainer) -> torch.dtype:
+    precision = str(trainer.precision)
+    return torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _describe(
+    module: ClassificationModule, data: Any, trainer: pl.Trainer, config: dict[str, Any], monitor: Monitor
+) -> dict[str, Any]:
+    options = module.network_options
+    return {
+        "activation": options["activation"],
+        "activation_kwargs": options["activation_kwargs"],
+        "seed": module.seed,
+        "model": {
+            "name": options["name"],
+            "parameters": sum(p.numel() for p in module.network.parameters()),
+        },
+        "dataset": {
+            "name": data.name,
+            "train_n": data.train_n,
+            "val_n": data.val_n,
+            "test_n": data.test_n,
+            "fingerprint": data.fingerprint,
+        },
+        "global_batch_size": data.global_batch_size,
+        "order_hash": data.order_hash,
+        "config_hash": config_hash(config),
+        "env": environment(trainer, module.compile_network),
+        "started": monitor.started,
+        "ended": now(),
+    }

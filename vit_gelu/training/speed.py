@@ -1,0 +1,249 @@
+"""How fast a run was: end to end, warm-up and evaluation excluded, and whether the figure may be compared."""
+
+import os
+import resource
+import statistics
+import subprocess
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+WARMUP_STEPS = 10
+
+
+def count_flops(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
+
+    Counted from the operations that run, by torch's counter, on a batch of one in training mode with eager
+    code and written-out attention: what a fused or compiled kernel saves in memory it does not save in
+    arithmetic that counts.
+
+    Args:
+        net: the network; its gradients and its mode are left as they were.
+        image_shape: (channels, height, width).
+    """
+    parameter = next(net.parameters())
+    gradients = {p: p.grad for p in net.parameters()}
+    attention = getattr(net, "attention", None)
+    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+    random_state = torch.get_rng_state()
+    if attention is not None:
+        net.set_attention("explicit")
+    try:
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            net.forward(image).sum().backward()
+    finally:
+        if attention is not None:
+            net.set_attention(attention)
+        torch.set_rng_state(random_state)
+        for p, gradient in gradients.items():
+            p.grad = gradient
+    return counter.get_total_flops()
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of a large square matrix product seen on this device now, in FLOP/s."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+class Exclusivity:
+    """Whether anything else used the device between construction and ``check``.
+
+    CPU: the machine's busy time (``/proc/stat``) against this process's own. GPU: processes that the driver
+    lists besides ours. ``None`` where the system does not tell.
+
+    Args:
+        device: the training device.
+        shared: True when the caller knows that it shares the device (several runs at a time).
+    """
+
+    def __init__(self, device: torch.device, shared: bool = False) -> None:
+        self.device, self.shared = device, shared
+        self.busy, self.own, self.start = self._busy(), self._own(), time.monotonic()
+
+    @staticmethod
+    def _busy() -> float | None:
+        try:
+            with open("/proc/stat") as file:
+                fields = [int(x) for x in file.readline().split()[1:]]
+        except OSError:
+            return None
+        idle = fields[3] + fields[4]
+        return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own() -> float:
+        t = os.times()
+        return t.user + t.system + t.children_user + t.children_system
+
+    @staticmethod
+    def _gpu_processes() -> set[int] | None:
+        command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return {int(line) for line in done.stdout.split() if line.strip().isdigit()}
+
+    def check(self) -> bool | None:
+        """True: nobody else; False: shared; None: unknown."""
+        if self.shared:
+            return False
+        if self.device.type == "cuda":
+            pids = self._gpu_processes()
+            return None if pids is None else len(pids - {os.getpid(), os.getppid()}) == 0
+        busy = self._busy()
+        if self.busy is None or busy is None:
+            return None
+        others = (busy - self.busy) - (self._own() - self.own)
+        capacity = (time.monotonic() - self.start) * (os.cpu_count() or 1)
+        return others < 0.05 * capacity
+
+
+class SpeedMeter(Callback):
+    """Times every training step from the end of one to the end of the next, data included.
+
+    On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
+    ``WARMUP_STEPS`` steps of a process and every step that follows an evaluation or a save are left out.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
+        self.step_seconds: list[float] = []
+        self.wait_seconds = 0.0
+        self.seen_seconds = 0.0
+        self.first_step_seconds = 0.0
+        self.eval_images = 0
+        self.eval_seconds = 0.0
+        self.global_batch = 0
+        self.images_seen = 0
+        self._steps = 0
+        self._mark: Any = None
+        self._pending: list[tuple[Any, Any]] = []
+        self._exclusivity: Exclusivity | None = None
+
+    def _now(self, device: torch.device) -> Any:
+        if device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        return time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._exclusivity = Exclusivity(pl_module.device, self.shared)
+        self._host_end = time.perf_counter()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._host_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, host = self._now(pl_module.device), time.perf_counter()
+        self._steps += 1
+        self.global_batch = len(batch.targets) * trainer.world_size
+        self.images_seen += self.global_batch
+        if self._steps == 1:
+            self.first_step_seconds = host - self._host_start
+        elif self._steps > WARMUP_STEPS and self._mark is not None:
+            self._pending.append((self._mark, now))
+            self.wait_seconds += self._host_start - self._host_end
+            self.seen_seconds += host - self._host_end
+        self._mark, self._host_end = now, host
+        if pl_module.device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._resolve()
+
+    def _resolve(self) -> None:
+        for start, end in self._pending:
+            if isinstance(start, float):
+                self.step_seconds.append(end - start)
+            else:
+                end.synchronize()
+                self.step_seconds.append(start.elapsed_time(end) / 1e3)
+        self._pending.clear()
+
+    def _interrupt(self) -> None:
+        self._mark = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._interrupt()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._interrupt()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._interrupt()
+        self._eval_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.last_score is not None:
+            self.eval_images += pl_module.last_score.n
+            self.eval_seconds += time.perf_counter() - self._eval_start
+
+    def images_per_second(self, last: int | None = None) -> float | None:
+        """Training images per second over all processes, over the last ``last`` timed steps or all of them."""
+        self._resolve()
+        steps = self.step_seconds[-last:] if last else self.step_seconds
+        return self.global_batch * len(steps) / sum(steps) if steps else None
+
+    def extend_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        rate = self.images_per_second(last=trainer.log_every_n_steps)
+        if "train_loss" in row and rate is not None:
+            row["images_per_second"] = rate
+
+    def summary(
+        self, pl_module: Any, image_shape: tuple[int, int, int], compute_dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """The ``speed`` part of the record; what could not be measured is None."""
+        rate = self.images_per_second()
+        steps = sorted(self.step_seconds)
+        quantiles = statistics.quantiles(steps, n=20, method="inclusive") if len(steps) >= 2 else None
+        median = statistics.median(steps) if steps else None
+        device = pl_module.device
+        flops = count_flops(pl_module.network, image_shape)
+        exclusive = self._exclusivity.check() if self._exclusivity else None
+        peak = matmul_peak(device, compute_dtype)
+        world = pl_module.trainer.world_size
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        compiled = pl_module.compile_network and median is not None
+        return {
+            "train_images_per_second": rate,
+            "eval_images_per_second": self.eval_images / self.eval_seconds if self.eval_seconds else None,
+            "step_ms": {
+                "p50": median * 1e3 if median is not None else None,
+                "p95": quantiles[18] * 1e3 if quantiles else None,
+            },
+            "timed_steps": len(steps),
+            "peak_memory_bytes": memory,
+            "flops_per_image": flops,
+            "peak_flops_measured": peak,
+            "mfu": flops * rate / (peak * world) if rate else None,
+            "data_wait_fraction": self.wait_seconds / self.seen_seconds if self.seen_seconds else None,
+            "compile_seconds": self.first_step_seconds - median if compiled and median is not None else None,
+            "exclusive": exclusive,
+        }
