@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +67,7 @@ class TrainCLI(LightningCLI):
     folder: Path
     resolved: dict[str, Any]
     ckpt_path: Path | None = None
+    created = False
 
     @classmethod
     def parse(cls, argv: list[str]) -> "TrainCLI":
@@ -104,7 +106,6 @@ class TrainCLI(LightningCLI):
             help="Longest time between two saves inside an epoch.",
         )
         parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -226,12 +227,18 @@ class TrainCLI(LightningCLI):
             state = "a finished run" if record else "an unfinished run, or something else"
             advice = "choose another --out" + ("" if record else f", or go on with --resume {self.folder}")
             raise UsageError(f"--out {self.folder}: holds {state}; nothing is overwritten: {advice}")
+        self.created = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
         partial = self.folder / "config.yaml.partial"
         partial.write_text(yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
         os.replace(partial, self.folder / "config.yaml")
         return None
+
+    def discard_folder(self) -> None:
+        """Remove a run folder that this process made and that no step was trained in."""
+        if self.created and not (self.folder / "metrics.csv").exists() and not any(self.folder.glob("**/*.ckpt")):
+            shutil.rmtree(self.folder)
 
     def announce(self) -> None:
         """What is about to run, where."""
@@ -253,6 +260,7 @@ _SETTINGS: dict[str, Any] = {
     "model_class": ClassificationModule,
     "datamodule_class": ImageData,
     "trainer_class": Trainer,
+    "trainer_defaults": {"num_sanity_val_steps": 0},
     "save_config_callback": None,
     "seed_everything_default": 0,
     "parser_class": Parser,

@@ -101,6 +101,9 @@ def run(argv: list[str]) -> int:
             ckpt_path=cli.ckpt_path,
             test_checkpoint=cli.config.test_checkpoint,
         )
+    except (ValueError, OSError):
+        cli.discard_folder()
+        raise
     except Diverged as error:
         print(f"vit-gelu train: diverged: {error}", file=sys.stderr)
         print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -30,6 +32,12 @@ class ImageArrays:
         """Height and width in pixels."""
         return self.images.shape[2], self.images.shape[3]
 
+    def take(self, indices: Tensor) -> "ImageArrays":
+        """A copy of the images at ``indices`` (int64, any order), rows channels-last in memory."""
+        # numpy copies rows seven times faster than torch's indexing: 0.02 s for CIFAR.
+        rows = rearrange(self.images.numpy(), "n c h w -> n h w c").take(indices.numpy(), axis=0)
+        return ImageArrays(rearrange(torch.from_numpy(rows), "n h w c -> n c h w"), self.labels[indices])
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
@@ -50,8 +58,23 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: Tensor) -> "ImageFiles":
+        """The files at ``indices`` (int64, any order)."""
+        paths = tuple(self.paths[i] for i in indices.tolist())
+        return ImageFiles(paths, self.labels[indices], self.channels, self.image_size)
+
 
 Images = ImageArrays | ImageFiles
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A data set as it is delivered: ``val`` is None where the data set has none of its own."""
+
+    train: Images
+    val: Images | None
+    test: Images
+    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +85,8 @@ class Source:
         name: as asked for: cifar10, cifar100, digits, or the stem of the path.
         train, val, test: the three parts; all of one size, channel count and class list.
         class_names: one name per label.
-        mean, std: of the train pixels, per channel, with pixels scaled to 0-1.
+        mean, std: of the pixels of the delivered train part (before validation is split off it, so that
+            they are the same for every split), per channel, with pixels scaled to 0-1.
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
         fingerprint: hexadecimal hash of all three parts, images and labels, in order.

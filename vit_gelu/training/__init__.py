@@ -1,18 +1,30 @@
-"""Training: the Lightning module, its callbacks, and the run from start to record."""
+"""Training: the Lightning module, its callbacks, and the run from start to record.
 
-from vit_gelu.training.checkpoint import find_checkpoint, load_network
-from vit_gelu.training.metrics import ExactScore, Score
-from vit_gelu.training.module import ClassificationModule
-from vit_gelu.training.record import read_record
-from vit_gelu.training.run import run_callbacks, train
+Names load on first use: reading a checkpoint does not need Lightning.
+"""
 
-__all__ = [
-    "ClassificationModule",
-    "ExactScore",
-    "Score",
-    "find_checkpoint",
-    "load_network",
-    "read_record",
-    "run_callbacks",
-    "train",
-]
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "ClassificationModule": "module",
+    "ExactScore": "metrics",
+    "Score": "metrics",
+    "find_checkpoint": "checkpoint",
+    "load_network": "checkpoint",
+    "read_record": "record",
+    "run_callbacks": "run",
+    "train": "run",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"vit_gelu.training.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'vit_gelu.training' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

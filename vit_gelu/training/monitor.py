@@ -104,7 +104,7 @@ class Monitor(Callback):
             "train_top1": correct / images,
         }
         self.window_lrs.clear()
-        self.log(trainer, row)
+        self.write_row(trainer, row)
 
     def check_finite(self, trainer: pl.Trainer) -> None:
         """Synchronise and raise ``Diverged`` if a loss was not finite on any process."""
@@ -125,9 +125,9 @@ class Monitor(Callback):
                 "val_top1": score.top1,
                 "val_top5": score.top5,
             }
-            self.log(trainer, row)
+            self.write_row(trainer, row)
 
-    def log(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+    def write_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         """Hand a row to every logger; other callbacks add their columns through ``extend_row``."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "extend_row"):

@@ -148,7 +148,7 @@ def build_schedule(
         raise ValueError("--model.schedule: " + unknown("schedule", schedule, SCHEDULES))
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps} steps"
+            f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps} steps; lower it"
         )
     if not 0 <= final_lr_fraction <= 1:
         raise ValueError(f"--model.final_lr_fraction {final_lr_fraction}: must lie between 0 and 1")

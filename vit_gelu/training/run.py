@@ -82,6 +82,7 @@ def train(
     monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
     checkpoints = find(trainer, Checkpoints)
     began = time.monotonic()
+    data.seed = module.seed
     record: dict[str, Any] = {"schema": SCHEMA, "status": "finished", "tested": test_checkpoint}
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

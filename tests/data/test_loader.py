@@ -1,0 +1,195 @@
+"""Loaders: order, sharding, resuming, the hash, exact evaluation, mixing."""
+
+import hashlib
+import itertools
+
+import pytest
+import torch
+
+from vit_gelu import randomness
+from vit_gelu.data.arrays import ImageArrays
+from vit_gelu.data.loader import EvalLoader, Normalize, TrainLoader
+from vit_gelu.data.policies import build_policy
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def make_images(n=41, size=6, classes=5):
+    g = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=g)
+    return ImageArrays(images, torch.randint(0, classes, (n,), generator=g))
+
+
+def make_loader(images=None, policy="none", **options):
+    settings = {"global_batch_size": 8, "seed": 3, "mean": MEAN, "std": STD, "num_classes": 5, **options}
+    return TrainLoader(images or make_images(), augment=build_policy(policy), **settings)
+
+
+def indices_of(loader):
+    return [batch.indices.tolist() for batch in loader]
+
+
+def test_batches_show_the_images_that_their_indices_name():
+    images = make_images()
+    loader = make_loader(images)
+    assert len(loader) == 5
+    for batch in loader:
+        assert batch.images.dtype == torch.float32
+        for image, target, index in zip(*batch, strict=True):
+            assert target == images.labels[index]
+            for c in range(3):
+                expected = (images.images[index, c] / 255 - MEAN[c]) / STD[c]
+                torch.testing.assert_close(image[c], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_order_is_the_documented_permutation_and_the_rest_is_left_out():
+    loader = make_loader()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        expected = torch.randperm(41, generator=randomness.generator(3, "order", epoch))[:40]
+        assert torch.tensor(indices_of(loader)).flatten().equal(expected)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_ranks_share_each_global_batch_and_the_hash(world):
+    alone = indices_of(make_loader())
+    loaders = [make_loader(rank=rank, world=world) for rank in range(world)]
+    shares = [indices_of(loader) for loader in loaders]
+    for step, batch in enumerate(alone):
+        assert list(itertools.chain.from_iterable(share[step] for share in shares)) == batch
+    whole = make_loader()
+    list(whole)
+    assert {loader.order_hash for loader in loaders} == {whole.order_hash}
+
+
+def test_order_hash_chains_over_what_was_handed_out():
+    loader = make_loader()
+    expected = b""
+    assert loader.order_hash == ""
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            packed = b"".join(int(i).to_bytes(8, "little") for i in batch.indices)
+            expected = hashlib.blake2b(expected + packed, digest_size=16).digest()
+            assert loader.order_hash == expected.hex()
+
+
+@pytest.mark.parametrize("stop", range(11))
+def test_resumes_after_any_batch(stop):
+    options = {"policy": "crop_alternating_flip", "mixup": 0.8, "cutmix": 1.0}
+
+    def run(loader, batches):
+        out = []
+        while len(out) < batches:
+            out.extend(itertools.islice(loader, batches - len(out)))
+        return out
+
+    whole = make_loader(**options)
+    expected = run(whole, 11)
+    first = make_loader(**options)
+    run(first, stop)
+    second = make_loader(**options)
+    second.load_state_dict(first.state_dict())
+    rest = run(second, 11 - stop)
+    assert second.order_hash == whole.order_hash
+    assert second.state_dict() == whole.state_dict()
+    for got, want in zip(rest, expected[stop:], strict=True):
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+def test_resuming_another_run_is_refused():
+    state = make_loader().state_dict()
+    for options, words in (
+        ({"seed": 4}, "--seed was 3 .* is 4"),
+        ({"global_batch_size": 10}, "--data.global_batch_size was 8 .* is 10"),
+        ({"images": make_images(50)}, "the number of training images was 41 .* is 50"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot resume: {words}"):
+            make_loader(**options).load_state_dict(state)
+
+
+def test_set_epoch_keeps_the_position_only_within_the_epoch():
+    loader = make_loader()
+    iterator = iter(loader)
+    loader.set_epoch(2)  # after iter, before the first batch: as Lightning does
+    first = next(iterator).indices.tolist()
+    loader.set_epoch(2)
+    assert loader.next_batch == 1
+    loader.set_epoch(3)
+    assert loader.next_batch == 0
+    fresh = make_loader()
+    fresh.set_epoch(2)
+    assert indices_of(fresh)[0] == first
+
+
+def test_repeat_order_is_epoch_0_for_ever():
+    loader = make_loader(repeat_order=True)
+    epochs = [indices_of(loader) for _ in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2] == indices_of(make_loader())
+
+
+def test_augmentation_depends_on_epoch_and_sample_not_on_ranks():
+    alone = make_loader(policy="crop_flip", mixup=0.8, cutmix=1.0)
+    ranks = [make_loader(policy="crop_flip", mixup=0.8, cutmix=1.0, rank=r, world=2) for r in (0, 1)]
+    for whole, *halves in zip(alone, *ranks, strict=True):
+        for position in range(3):
+            assert torch.equal(whole[position], torch.cat([half[position] for half in halves]))
+
+
+def test_global_torch_random_state_is_untouched():
+    before = torch.get_rng_state()
+    list(make_loader(policy="crop_flip", mixup=1.0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("size", "world", "words"),
+    [
+        (0, 1, "is 0: it must be at least 1"),
+        (42, 1, "is 42, but there are only 41 training images: at most 41"),
+        (48, 4, "is 48, but there are only 41 training images: at most 40"),
+        (10, 4, "is 10, which does not divide by 4 devices: try 8"),
+        (11, 4, "is 11, which does not divide by 4 devices: try 12"),
+        (3, 4, "is 3, which does not divide by 4 devices: try 4"),
+    ],
+)
+def test_impossible_global_batch_sizes(size, world, words):
+    with pytest.raises(ValueError, match=f"--data.global_batch_size {words}"):
+        make_loader(global_batch_size=size, world=world)
+
+
+def test_evaluation_is_exact_for_every_split_over_ranks():
+    images = make_images(40)
+    for n, world, size in itertools.product(range(1, 24), range(1, 6), (1, 2, 3, 7, 30)):
+        part = ImageArrays(images.images[:n], images.labels[:n])
+        ranks = [
+            EvalLoader(part, batch_size=size, mean=MEAN, std=STD, rank=r, world=world) for r in range(world)
+        ]
+        shown = [indices_of(rank) for rank in ranks]
+        for r, batches in enumerate(shown):
+            assert list(itertools.chain.from_iterable(batches)) == list(range(r, n, world))
+            assert len(batches) == len(shown[0]) == len(ranks[r])
+            assert all(len(batch) <= max(size, 2) for batch in batches)
+            assert all(batches) or n < world
+
+
+def test_evaluation_batches_hold_images_and_labels():
+    images = make_images(11)
+    batches = list(EvalLoader(images, batch_size=4, mean=MEAN, std=STD))
+    assert [len(batch.targets) for batch in batches] == [4, 4, 3]
+    assert torch.cat([batch.targets for batch in batches]).equal(images.labels)
+    expected = (images.images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(torch.cat([b.images for b in batches]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_empty_evaluation_batch_size_is_refused():
+    with pytest.raises(ValueError, match=r"--data\.eval_batch_size is 0"):
+        EvalLoader(make_images(), batch_size=0, mean=MEAN, std=STD)
+
+
+def test_normalize_equals_torchvision():
+    from torchvision.transforms.v2 import functional as F
+
+    images = make_images().images
+    expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
+    torch.testing.assert_close(Normalize(MEAN, STD)(images), expected, rtol=1e-5, atol=2e-6)

@@ -1,0 +1,166 @@
+"""A run that was stopped and went on is, to the bit, the run that never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.helpers import ROOT, arguments, assert_same_weights, metrics, train, weights
+
+# Everything that draws, averages or accumulates.
+NOISY = {
+    "activation": "gelu_stochastic",
+    "model__dropout": 0.1,
+    "model__drop_path": 0.2,
+    "model__ema_decay": 0.9,
+    "data__mixup": 0.8,
+    "data__cutmix": 1.0,
+    "model__warmup_epochs": 0.5,
+    "trainer__max_epochs": 3,
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, train(out, **NOISY)
+
+
+class StopAfter:
+    """Sends the process SIGTERM once a given number of batches has been trained."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __call__(self, callback, trainer, *args):
+        self.batches -= 1
+        if self.batches == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until(monkeypatch, batches, out, **options):
+    """Train until a signal comes after so many batches; the exit status says that it did."""
+    from vit_gelu.cli.train import main
+    from vit_gelu.training.speed import SpeedMeter
+
+    original = SpeedMeter.on_train_batch_end
+    stop = StopAfter(batches)
+
+    def patched(self, *args):
+        original(self, *args)
+        stop(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeedMeter, "on_train_batch_end", patched)
+        assert main(arguments(out, **options)) == 128 + signal.SIGTERM
+    assert not (out / "record.json").exists()
+
+
+def assert_same_run(whole, record, out, again):
+    assert_same_weights(weights(whole), weights(out))
+    assert_same_weights(weights(whole, "current_model_state"), weights(out, "current_model_state"))
+    assert metrics(whole) == metrics(out)
+    for key in ("order_hash", "val", "test", "steps", "epochs", "config_hash", "best"):
+        assert again[key] == record[key], key
+
+
+@pytest.mark.parametrize("batches", [1, 4, 10, 13])
+def test_resume_is_bit_identical(uninterrupted, tmp_path, monkeypatch, batches):
+    whole, record = uninterrupted
+    per_epoch = record["steps"] // record["epochs"]
+    assert batches % per_epoch, "this test stops inside an epoch"
+    train_until(monkeypatch, batches, tmp_path / "run", **NOISY)
+    again = train(tmp_path / "run", "--ckpt_path", "last", **NOISY)
+    assert_same_run(whole, record, tmp_path / "run", again)
+
+
+def test_resume_at_the_end_of_an_epoch(uninterrupted, tmp_path, monkeypatch):
+    whole, record = uninterrupted
+    per_epoch = record["steps"] // record["epochs"]
+    train_until(monkeypatch, per_epoch, tmp_path / "run", **NOISY)
+    again = train(tmp_path / "run", "--ckpt_path", "last", **NOISY)
+    assert_same_run(whole, record, tmp_path / "run", again)
+
+
+def test_resume_twice_with_accumulation(tmp_path, monkeypatch):
+    options = NOISY | {"trainer__accumulate_grad_batches": 2, "trainer__log_every_n_steps": 1}
+    record = train(tmp_path / "whole", **options)
+    # Batch 3 is the first half of an accumulation: the save waits for its second half.
+    train_until(monkeypatch, 3, tmp_path / "run", **options)
+    from vit_gelu.cli.train import main
+    from vit_gelu.training.speed import SpeedMeter
+
+    original, stop = SpeedMeter.on_train_batch_end, StopAfter(8)
+
+    def patched(self, *args):
+        original(self, *args)
+        stop(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeedMeter, "on_train_batch_end", patched)
+        status = main([*arguments(tmp_path / "run", **options), "--ckpt_path", "last"])
+    assert status == 128 + signal.SIGTERM
+    again = train(tmp_path / "run", "--ckpt_path", "last", **options)
+    assert_same_run(tmp_path / "whole", record, tmp_path / "run", again)
+
+
+def test_killed_processes_go_on(uninterrupted, tmp_path):
+    """SIGKILL at random moments, several times; whatever was on disk is enough."""
+    whole, record = uninterrupted
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "vit_gelu", "train", *arguments(out, **NOISY), "--checkpoint_minutes=0"]
+    clock = random.Random(0)
+    for _ in range(3):
+        extra = ["--ckpt_path", "last"] if (out / "config.yaml").exists() else []
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([*command, *extra], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        seen = weights(out, "global_step") if (out / "checkpoints/last.ckpt").exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(clock.uniform(0.01, 0.1))
+            file = out / "checkpoints" / "last.ckpt"
+            if file.exists() and weights(out, "global_step") > seen:
+                break
+        process.kill()
+        process.wait()
+        if (out / "record.json").exists():
+            break
+    extra = ["--checkpoint_minutes=0", "--ckpt_path", "last"]
+    again = train(out, *extra, **NOISY)
+    assert_same_run(whole, record, out, again)
+
+
+def test_resume_of_a_finished_run_changes_nothing(uninterrupted, capsys):
+    from vit_gelu.cli.train import main
+
+    whole, record = uninterrupted
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    assert main(["--resume", str(whole)]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
+    assert json.loads((whole / "record.json").read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed 3, this run 4"),
+        ({"model__depth": 3}, "network option depth = 2, this run 3"),
+        ({"data__global_batch_size": 64}, "global_batch_size = 128, this run 64"),
+        ({"activation": "relu"}, "activation = 'gelu_stochastic', this run 'relu'"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(uninterrupted, tmp_path, change, message):
+    from vit_gelu.cli.train import main
+
+    whole, _ = uninterrupted
+    checkpoint = str(whole / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="--ckpt_path") as error:
+        main([*arguments(tmp_path / "run", **(NOISY | change)), "--ckpt_path", checkpoint])
+    assert message in str(error.value)

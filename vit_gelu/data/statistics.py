@@ -1,0 +1,45 @@
+"""Mean and standard deviation of pixels, exact."""
+
+from math import sqrt
+
+import numpy as np
+from einops import rearrange
+from torch import Tensor
+
+# Sums of up to 256 squares of bytes stay below 2**24: exact in float32, in whatever order they are added.
+EXACT_ROWS = 256
+CHUNK_PIXELS = 200_000
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and (population) standard deviation of all pixels of each channel, on the 0-1 scale.
+
+    Of all pixels pooled: not the mean of the per-image deviations, which is smaller and is what the often
+    copied (0.2023, 0.1994, 0.2010) for CIFAR-10 is. Sums are integers, so nothing is lost before the
+    final division. A channel of one single value gets 1 for its deviation, so that dividing by it is safe.
+
+    Args:
+        images: uint8, shape (n, c, h, w).
+
+    Returns:
+        Means and deviations, c numbers each.
+
+    >>> import torch
+    >>> pixel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
+    ((0.5,), (0.5,))
+    """
+    n, c, h, w = images.shape
+    rows = min(EXACT_ROWS, max(1, CHUNK_PIXELS // (c * h * w)))
+    totals = np.zeros(h * w * c, dtype=np.int64)
+    squares = np.zeros_like(totals)
+    for chunk in images.split(rows):
+        x = rearrange(chunk.numpy(), "n c h w -> n (h w c)").astype(np.float32)
+        totals += x.sum(0).astype(np.int64)
+        squares += np.einsum("np,np->p", x, x).astype(np.int64)
+    count = n * h * w
+    means, deviations = [], []
+    for channel in range(c):
+        total, square = int(totals[channel::c].sum()), int(squares[channel::c].sum())
+        means.append(total / (255 * count))
+        deviations.append(sqrt(count * square - total**2) / (255 * count) or 1.0)
+    return tuple(means), tuple(deviations)
