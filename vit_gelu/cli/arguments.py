@@ -64,12 +64,17 @@ def one_of(what: str, choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def positive(text: str) -> int:
-    """A type for an option that takes a whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return number
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for an option that takes a whole number with a lower bound.
+
+    >>> at_least(1)("0")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: 0: must be a whole number of at least 1
+    """
+
+    def parse(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}")
+        return int(text)
+
+    return parse

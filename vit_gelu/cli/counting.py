@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vit_gelu.cli.device import autocast
-from vit_gelu.data import EvalLoader, Images
+from vit_gelu.data import Images
+from vit_gelu.data.loader import EvalLoader
 from vit_gelu.data.progress import progress
 from vit_gelu.training.metrics import ExactScore, Score
 

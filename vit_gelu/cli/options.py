@@ -237,7 +237,11 @@ class TrainCLI(LightningCLI):
 
     def discard_folder(self) -> None:
         """Remove a run folder that this process made and that no step was trained in."""
-        if self.created and not (self.folder / "metrics.csv").exists() and not any(self.folder.glob("**/*.ckpt")):
+        if (
+            self.created
+            and not (self.folder / "metrics.csv").exists()
+            and not any(self.folder.glob("**/*.ckpt"))
+        ):
             shutil.rmtree(self.folder)
 
     def announce(self) -> None:
