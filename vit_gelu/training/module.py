@@ -92,7 +92,10 @@ class ClassificationModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        resolve_activation(activation)
+        try:
+            resolve_activation(activation)
+        except ValueError as error:
+            raise ValueError(f"--activation: {error}") from None
         resolve_optimizer(optimizer)
         if schedule not in SCHEDULES:
             raise ValueError(f"--model.schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
@@ -216,7 +219,7 @@ class ClassificationModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._evaluation_end("test")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(
             self.network, self.optimizer, lr=self.lr, weight_decay=self.weight_decay, **self.optimizer_kwargs
         )
@@ -266,6 +269,8 @@ class ClassificationModule(pl.LightningModule):
         saved, mine = checkpoint.get(CARD), self._card()
         if saved is None:
             raise ValueError("--ckpt_path: not a checkpoint of vit_gelu")
+        if saved["seed"] != self.seed:
+            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
         for part in ("network", "data"):
             for name, value in mine[part].items():
                 if saved[part].get(name) != value:
@@ -273,8 +278,6 @@ class ClassificationModule(pl.LightningModule):
                         f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
                         f"this run {value!r}; a run goes on only as it began"
                     )
-        if saved["seed"] != self.seed:
-            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)

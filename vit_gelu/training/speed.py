@@ -145,19 +145,19 @@ class SpeedMeter(Callback):
             return event
         return time.perf_counter()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._exclusivity = Exclusivity(pl_module.device, self.shared)
         self._host_end = time.perf_counter()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         self._host_start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, host = self._now(pl_module.device), time.perf_counter()
         self._steps += 1
@@ -186,18 +186,18 @@ class SpeedMeter(Callback):
         self._mark = None
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         self._interrupt()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._interrupt()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._interrupt()
         self._eval_start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if pl_module.last_score is not None:
             self.eval_images += pl_module.last_score.n
             self.eval_seconds += time.perf_counter() - self._eval_start
@@ -208,7 +208,7 @@ class SpeedMeter(Callback):
         steps = self.step_seconds[-last:] if last else self.step_seconds
         return self.global_batch * len(steps) / sum(steps) if steps else None
 
-    def extend_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+    def extend_row(self, trainer: Any, row: dict[str, float]) -> None:
         rate = self.images_per_second(last=trainer.log_every_n_steps)
         if "train_loss" in row and rate is not None:
             row["images_per_second"] = rate
