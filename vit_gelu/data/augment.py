@@ -126,18 +126,23 @@ def remap(images: Tensor, rows: Tensor, columns: Tensor, fill: Fill | None = Non
         columns: int64, (b, w), likewise.
         fill: what -1 shows; None promises that there is no -1.
     """
+    if fill is not None:
+        # Row 0 and column 0 of the padded image are the outside: a mask over pixels costs twice the gather.
+        images, rows, columns = _pad_top_left(images, fill), rows + 1, columns + 1
     rows = rows.to(images.device, non_blocking=True)
     columns = columns.to(images.device, non_blocking=True)
     b, c, h, w = images.shape
     pixel = rearrange(rows, "b y -> b y 1") * w + rearrange(columns, "b x -> b 1 x")
-    if fill is not None:
-        outside = rearrange((rows < 0)[:, :, None] | (columns < 0)[:, None, :], "b y x -> b 1 y x")
-        pixel = pixel.clamp_(min=0)
     pixel = rearrange(pixel, "b y x -> b 1 (y x)").expand(b, c, -1)
-    out = images.reshape(b, c, h * w).gather(2, pixel).view(b, c, rows.shape[1], columns.shape[1])
-    if fill is None:
-        return out
-    return torch.where(outside, fill_colour(images, fill).to(images.dtype), out)
+    out = images.reshape(b, c, h * w).gather(2, pixel)
+    return out.view(b, c, rows.shape[1], columns.shape[1])
+
+
+def _pad_top_left(images: Tensor, fill: Fill) -> Tensor:
+    b, c, h, w = images.shape
+    padded = fill_colour(images, fill).to(images.dtype).expand(b, c, h + 1, w + 1).clone()
+    padded[:, :, 1:, 1:] = images
+    return padded
 
 
 def compose(first: Tensor, then: Tensor) -> Tensor:
