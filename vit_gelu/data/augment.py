@@ -9,7 +9,7 @@ the device.
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -152,6 +152,20 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
     [[1, 0, -1]]
     """
     return torch.where(then < 0, -1, first.gather(1, then.clamp(min=0)))
+
+
+def replace_rows(images: Tensor, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function to some images of a batch, in place.
+
+    Args:
+        images: (b, c, h, w); changed and returned.
+        rows: positions in the batch, int64, (r,), on the CPU.
+        function: from and to (r, c, h, w).
+    """
+    if len(rows):
+        there = rows.to(images.device, non_blocking=True)
+        images.index_copy_(0, there, function(images.index_select(0, there)))
+    return images
 
 
 _Stage = list[tuple[Any, str]]  # an operation that is no Remap alone, or Remaps in a row; with their labels
