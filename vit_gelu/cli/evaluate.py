@@ -1,0 +1,193 @@
+"""``vit-gelu evaluate``: accuracy, per class and confusion, of a run on a data set."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
+from vit_gelu.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_gelu.cli.counting import Counts
+    from vit_gelu.cli.evaluation_data import Split
+
+HELP = """usage: vit-gelu evaluate RUN [OPTIONS]
+
+Accuracy of a trained network on a data set: in all, per class, and what it takes for what.
+RUN is a run folder or a checkpoint (.ckpt).
+
+what is evaluated:
+  --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder with
+                           the network's classes (default: the data set of the training)
+  --data.root DIR          where data sets are looked for and kept
+  --split test|val|train   which part of it (default: test)
+  --checkpoint last|best   which weights of a run folder (default: last)
+  --resize                 resize images of another size to that of the network
+
+how:
+  --device auto|cpu|cuda   default: a GPU where there is one
+  --precision P            32-true, bf16-mixed or 16-mixed (default: that of the run)
+  --batch_size N           images at a time (default: that of the run, else 512)
+  --data.num_workers N     processes that decode image files (default: 0)
+
+result:
+  --out DIR                folder for per_class.csv, confusion.csv, confusion.png and
+                           evaluation.json (default: evaluation-DATA-SPLIT-CHECKPOINT in the run)
+  --overwrite              replace an evaluation that is there
+  --json                   print evaluation.json in place of the tables (fractions, not per cent)
+
+examples:
+  vit-gelu evaluate runs/digits-vit_tiny-gelu-seed0
+  vit-gelu evaluate runs/cifar10-vit_tiny-gelu-seed0 --checkpoint best --split val
+  vit-gelu evaluate last.ckpt --data.name ~/data/cifar10_blurred.npz --out blurred --json
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    if wants_help(argv):
+        print(HELP, end="")
+        return 0
+    options = _parser().parse_args(argv)
+
+    from vit_gelu.cli.train import quieten
+
+    quieten()
+    from rich.console import Console
+
+    from vit_gelu.cli.counting import count
+    from vit_gelu.cli.device import choose_device
+    from vit_gelu.cli.evaluation_data import load_split, run_config
+    from vit_gelu.cli.evaluation_files import class_rows, refuse_to_overwrite, write_evaluation
+    from vit_gelu.cli.evaluation_table import print_classes
+    from vit_gelu.training.checkpoint import find_checkpoint, load_network
+
+    device = choose_device(options.device)
+    checkpoint = find_checkpoint(Path(options.run).expanduser(), options.checkpoint or "last")
+    if options.checkpoint and Path(options.run).expanduser().is_file():
+        raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {options.run} is a file")
+    net, card = load_network(checkpoint)
+    config = run_config(checkpoint)
+    data_options = config.get("data") or {}
+    trained_on = card["data"]
+    out = _out(options, checkpoint, trained_on["name"], bool(config))
+    refuse_to_overwrite(out, options.overwrite)
+    precision = options.precision or _own_precision(config)
+    batch_size = options.batch_size or data_options.get("eval_batch_size") or 512
+    split = load_split(
+        trained_on,
+        data_options,
+        name=options.data_name,
+        root=options.data_root,
+        split=options.split,
+        resize=options.resize,
+    )
+    if split.note:
+        print(f"warning: {split.note}", file=sys.stderr)
+    names = split.source.class_names
+    started = time.perf_counter()
+    counts = count(
+        net,
+        split.images,
+        num_classes=len(names),
+        mean=tuple(trained_on["mean"]),
+        std=tuple(trained_on["std"]),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        num_workers=options.num_workers,
+        what=f"{split.source.name} {split.name}",
+    )
+    record = _record(card, checkpoint, split, counts)
+    record |= {
+        "per_class": class_rows(counts.confusion, names),
+        "precision": precision,
+        "batch_size": batch_size,
+        "seconds": time.perf_counter() - started,
+        "env": _environment(device),
+    }
+    score = counts.score
+    title = f"{split.source.name}, {split.name}: {100 * score.top1:.2f} % of {score.n:,} images"
+    write_evaluation(out, record, counts.confusion, names, title)
+    if options.json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+        return 0
+    k = min(5, len(names))
+    print(
+        f"{checkpoint} (epoch {card['epoch']}, step {card['step']}) on {split.source.name}, {split.name}; "
+        f"{precision} on {record['env']['device']}"
+    )
+    print(
+        f"top-1 {100 * score.top1:.2f} %  top-{k} {100 * score.top5:.2f} %  loss {score.loss:.4f}  "
+        f"({score.correct:,} of {score.n:,} images)\n"
+    )
+    print_classes(Console(), record["per_class"])
+    print(f"\nfiles: {out}")
+    return 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments("evaluate")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--data.name", dest="data_name")
+    parser.add_argument("--data.root", dest="data_root")
+    parser.add_argument("--split", type=one_of("split", ("test", "val", "train")), default="test")
+    parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
+    parser.add_argument("--resize", action="store_true")
+    parser.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
+    parser.add_argument("--precision", type=one_of("precision", ("32-true", "bf16-mixed", "16-mixed")))
+    parser.add_argument("--batch_size", type=at_least(1))
+    parser.add_argument("--data.num_workers", dest="num_workers", type=at_least(0), default=0)
+    parser.add_argument("--out")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _out(options: Any, checkpoint: Path, own_name: str, in_run: bool) -> Path:
+    if options.out is not None:
+        return Path(options.out).expanduser()
+    base = checkpoint.parent.parent if in_run else checkpoint.parent
+    data = Path(options.data_name or own_name).expanduser().resolve().stem
+    return base / f"evaluation-{data}-{options.split}-{checkpoint.stem}"
+
+
+def _own_precision(config: dict[str, Any]) -> str:
+    """The precision of the run, so that its own numbers come out again."""
+    own = (config.get("trainer") or {}).get("precision")
+    return own if own in ("bf16-mixed", "16-mixed") else "32-true"
+
+
+def _record(card: dict[str, Any], checkpoint: Path, split: "Split", counts: "Counts") -> dict[str, Any]:
+    from vit_gelu.cli.evaluation_files import SCHEMA
+
+    trained_on = card["data"]
+    return {
+        "schema": SCHEMA,
+        "checkpoint": {"path": str(checkpoint), **{k: card[k] for k in ("epoch", "step", "seed")}},
+        "activation": card["network"]["activation"],
+        "dataset": {
+            "name": split.source.name,
+            "split": split.name,
+            "n": len(split.images),
+            "fingerprint": split.source.fingerprint,
+            "trained_on": {"name": trained_on["name"], "fingerprint": trained_on["fingerprint"]},
+            "same_as_training": split.source.fingerprint == trained_on["fingerprint"],
+            "note": split.note,
+        },
+        **counts.score._asdict(),
+    }
+
+
+def _environment(device: "torch.device") -> dict[str, Any]:
+    import torch
+
+    from vit_gelu import __version__
+    from vit_gelu.training.record import processor_name
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {"device": name, "device_type": device.type, "torch": torch.__version__, "vit_gelu": __version__}
