@@ -31,6 +31,7 @@ class ClassificationModule(pl.LightningModule):
         num_heads: Attention heads; must divide the width.
         mlp_ratio: Hidden width of the MLP as a multiple of the width.
         pooling: What the head sees: cls (the class token) or mean (the average of the patch tokens).
+        class_token: Whether there is a class token; pooling cls needs it.
         position_embedding: learned, sincos2d or none.
         dropout: Dropout rate after projections and embeddings.
         attention_dropout: Dropout rate of attention weights.
@@ -67,6 +68,7 @@ class ClassificationModule(pl.LightningModule):
         num_heads: int | None = None,
         mlp_ratio: float = 4.0,
         pooling: str = "cls",
+        class_token: bool = True,
         position_embedding: str = "learned",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -112,6 +114,7 @@ class ClassificationModule(pl.LightningModule):
             "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
             "mlp_ratio": mlp_ratio,
             "pooling": pooling,
+            "class_token": class_token,
             "position_embedding": position_embedding,
             "dropout": dropout,
             "attention_dropout": attention_dropout,

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -63,9 +62,7 @@ class Monitor(Callback):
             if hasattr(logger, "truncate"):
                 logger.truncate(self.rows)
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.window_lrs[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
         self._step = trainer.global_step
 
@@ -129,7 +126,7 @@ class Monitor(Callback):
 
     def write_row(self, trainer: Any, row: dict[str, float]) -> None:
         """Hand a row to every logger; other callbacks add their columns through ``extend_row``."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             if hasattr(callback, "extend_row"):
                 callback.extend_row(trainer, row)
         row["seconds"] = self.seconds

@@ -7,16 +7,14 @@ import subprocess
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 WARMUP_STEPS = 10
 
 
-def count_flops(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_flops(net: Any, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
 
     Counted from the operations that run, by torch's counter, on a batch of one in training mode with eager
@@ -24,22 +22,20 @@ def count_flops(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     arithmetic that counts.
 
     Args:
-        net: the network; its gradients and its mode are left as they were.
+        net: a ``VisionTransformer``; its gradients and its mode are left as they were.
         image_shape: (channels, height, width).
     """
     parameter = next(net.parameters())
     gradients = {p: p.grad for p in net.parameters()}
-    attention = getattr(net, "attention", None)
+    attention = net.config["attention"]
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     random_state = torch.get_rng_state()
-    if attention is not None:
-        net.set_attention("explicit")
+    net.set_attention("explicit")
     try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
             net.forward(image).sum().backward()
     finally:
-        if attention is not None:
-            net.set_attention(attention)
+        net.set_attention(attention)
         torch.set_rng_state(random_state)
         for p, gradient in gradients.items():
             p.grad = gradient
@@ -151,9 +147,7 @@ class SpeedMeter(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._host_start = time.perf_counter()
 
     def on_train_batch_end(
@@ -185,9 +179,7 @@ class SpeedMeter(Callback):
     def _interrupt(self) -> None:
         self._mark = None
 
-    def on_save_checkpoint(
-        self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._interrupt()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
