@@ -46,7 +46,9 @@ def test_by_yaml(tmp_path):
 def test_flag_after_yaml_wins_and_yaml_after_flag_wins(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {activation: silu}\n")
-    check(tmp_path / "a", train(tmp_path / "a", "--config", str(recipe), "--activation", "relu", **FAST), "relu")
+    check(
+        tmp_path / "a", train(tmp_path / "a", "--config", str(recipe), "--activation", "relu", **FAST), "relu"
+    )
     check(tmp_path / "b", train(tmp_path / "b", "--activation=relu", "--config", str(recipe), **FAST), "silu")
 
 
@@ -148,7 +150,7 @@ def test_help_names_only_options_that_exist(capsys):
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
     known = {*build_parser().option_names(), "--resume", "--help"}
-    assert {o for o in re.findall(r"--[\w.]+", text)} <= known
+    assert set(re.findall(r"--[\w.]+", text)) <= known
     assert len(text.splitlines()) < 70
 
 

@@ -34,7 +34,14 @@ def arguments(out: Path, **options: Any) -> list[str]:
     """Command line of a tiny run; dots in option names are written as two underscores."""
     merged = TINY | {k.replace("__", "."): v for k, v in options.items()}
     flags = [f"--{k}={v}" for k, v in merged.items()]
-    return ["--config", str(ROOT / "tests/training/empty.yaml"), "--out", str(out), '--loggers=["csv"]', *flags]
+    return [
+        "--config",
+        str(ROOT / "tests/training/empty.yaml"),
+        "--out",
+        str(out),
+        '--loggers=["csv"]',
+        *flags,
+    ]
 
 
 def train(out: Path, *extra: str, **options: Any) -> dict[str, Any]:

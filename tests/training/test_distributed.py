@@ -30,7 +30,12 @@ def odd_digits(tmp_path_factory):
 
 def test_counts_and_order_equal_one_process(odd_digits, tmp_path):
     # No augmentation noise that depends on the rank, so that both runs learn the same weights up to rounding.
-    options = {"data__name": odd_digits, "data__global_batch_size": 64, "data__mixup": 0.2, "trainer__max_epochs": 2}
+    options = {
+        "data__name": odd_digits,
+        "data__global_batch_size": 64,
+        "data__mixup": 0.2,
+        "trainer__max_epochs": 2,
+    }
     one = train(tmp_path / "one", **options)
     done = in_process(["train", *arguments(tmp_path / "two", **options), *DDP], timeout=300)
     assert done.returncode == 0, done.stderr

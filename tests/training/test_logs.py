@@ -35,7 +35,11 @@ def test_resume_drops_the_rows_after_the_checkpoint(tmp_path):
     again = MetricsFile(log.path)
     again.truncate(2)
     again.log_metrics({"train_loss": 9.0, "mine": 1.0}, step=2)
-    assert [(r["step"], r["train_loss"]) for r in rows_of(log.path)] == [("0", "0.0"), ("1", "1.0"), ("2", "9.0")]
+    assert [(r["step"], r["train_loss"]) for r in rows_of(log.path)] == [
+        ("0", "0.0"),
+        ("1", "1.0"),
+        ("2", "9.0"),
+    ]
     assert again.rows == 3
 
 

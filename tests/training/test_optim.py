@@ -81,7 +81,9 @@ def test_adamw_step_equals_plain_torch():
     decayed = [reference.body.weight, reference.head.weight]
     rest = [p for p in reference.parameters() if p.requires_grad and all(p is not d for d in decayed)]
     b = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.95)
+        [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=0.01,
+        betas=(0.9, 0.95),
     )
     for _ in range(3):
         x = torch.randn(4, 8)
@@ -128,7 +130,7 @@ def test_schedule_shape():
     assert max(factors) == 1.0
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == 0.0
-    assert all(0 < f for f in factors[:110])
+    assert all(f > 0 for f in factors[:110])
     assert schedule_factor(99, total_steps=100, warmup_steps=0, schedule="constant") == 1.0
     middle = schedule_factor(25, total_steps=100, warmup_steps=0, schedule="cosine")
     assert middle == pytest.approx((1 + math.cos(math.pi / 4)) / 2)

@@ -11,6 +11,7 @@ from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.train import LOGGERS, free_folder, is_main_process
@@ -24,6 +25,8 @@ from vit_gelu.training.run import run_callbacks
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
+# Options that users know by another name than the parser's.
+_FLAGS = {"seed_everything": "seed"}
 FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
 
 
@@ -35,24 +38,51 @@ class Parser(LightningArgumentParser):
 
     def option_names(self) -> list[str]:
         """All options, with their leading dashes."""
-        return sorted({s for a in self._actions for s in a.option_strings if s.startswith("--")})
+        return sorted(
+            {
+                s
+                for a in self._actions
+                for s in a.option_strings
+                if s.startswith("--") and not s.endswith(".help")
+            }
+        )
 
     def explain(self, message: str) -> str:
         """The message of the parser, shortened, with the nearest valid option where one was mistyped."""
         unrecognized = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-        key = unrecognized[1].split("=")[0].lstrip("-") if unrecognized else None
-        not_expected = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected", message) or re.search(
-            r"Option '([\w.]+)' is not accepted", message
+        if unrecognized and not unrecognized[1].startswith("-"):
+            word = unrecognized[1]
+            return f"unexpected argument {word!r}: every value belongs to an option, such as --config {word}"
+        key = _first(
+            message,
+            r"[Uu]nrecognized arguments: -+([\w.-]+)",
+            r"[Kk]ey [\"']?([\w.]+)[\"']? is not expected",
+            r"Option '([\w.]+)' is not accepted",
         )
-        if not_expected:
-            key = not_expected[1]
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        if group:
+            key = f"{group[1]}.{group[2]}"
         if key is not None:
             choices = [name.lstrip("-") for name in self.option_names()]
             close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
             return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
+        key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"Got value: (.+)")
+        if key is not None and value is not None:
+            literals = re.findall(r"Literal\[([^\]]*)\]", message)
+            if literals:
+                choices = list(dict.fromkeys(c.strip(" '\"") for part in literals for c in part.split(",")))
+                return f"--{_FLAGS.get(key, key)}: " + unknown("value", value.strip(), choices)
+            kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
+            kind = " or ".join(dict.fromkeys(k for k in kinds if k != "NoneType")) or "another type"
+            return f"--{_FLAGS.get(key, key)} {value.strip()}: must be of type {kind}"
         lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
         return "\n".join(line[:300] for line in lines[:4])
+
+
+def _first(text: str, *patterns: str) -> str | None:
+    """What the first pattern that matches has in its group."""
+    return next((m[1] for p in patterns if (m := re.search(p, text))), None)
 
 
 class TrainCLI(LightningCLI):
@@ -77,7 +107,10 @@ class TrainCLI(LightningCLI):
             UsageError: an option that is unknown or has a wrong value.
             ValueError: values that do not fit each other.
         """
-        return cls(**_SETTINGS, args=argv)
+        try:
+            return cls(**_SETTINGS, args=argv)
+        except MisconfigurationException as error:
+            raise UsageError(str(error)) from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)

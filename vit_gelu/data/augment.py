@@ -9,7 +9,7 @@ the device.
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -126,18 +126,23 @@ def remap(images: Tensor, rows: Tensor, columns: Tensor, fill: Fill | None = Non
         columns: int64, (b, w), likewise.
         fill: what -1 shows; None promises that there is no -1.
     """
+    if fill is not None:
+        # Row 0 and column 0 of the padded image are the outside: a mask over pixels costs twice the gather.
+        images, rows, columns = _pad_top_left(images, fill), rows + 1, columns + 1
     rows = rows.to(images.device, non_blocking=True)
     columns = columns.to(images.device, non_blocking=True)
     b, c, h, w = images.shape
     pixel = rearrange(rows, "b y -> b y 1") * w + rearrange(columns, "b x -> b 1 x")
-    if fill is not None:
-        outside = rearrange((rows < 0)[:, :, None] | (columns < 0)[:, None, :], "b y x -> b 1 y x")
-        pixel = pixel.clamp_(min=0)
     pixel = rearrange(pixel, "b y x -> b 1 (y x)").expand(b, c, -1)
-    out = images.reshape(b, c, h * w).gather(2, pixel).view(b, c, rows.shape[1], columns.shape[1])
-    if fill is None:
-        return out
-    return torch.where(outside, fill_colour(images, fill).to(images.dtype), out)
+    out = images.reshape(b, c, h * w).gather(2, pixel)
+    return out.view(b, c, rows.shape[1], columns.shape[1])
+
+
+def _pad_top_left(images: Tensor, fill: Fill) -> Tensor:
+    b, c, h, w = images.shape
+    padded = fill_colour(images, fill).to(images.dtype).expand(b, c, h + 1, w + 1).clone()
+    padded[:, :, 1:, 1:] = images
+    return padded
 
 
 def compose(first: Tensor, then: Tensor) -> Tensor:
@@ -147,6 +152,20 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
     [[1, 0, -1]]
     """
     return torch.where(then < 0, -1, first.gather(1, then.clamp(min=0)))
+
+
+def replace_rows(images: Tensor, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function to some images of a batch, in place.
+
+    Args:
+        images: (b, c, h, w); changed and returned.
+        rows: positions in the batch, int64, (r,), on the CPU.
+        function: from and to (r, c, h, w).
+    """
+    if len(rows):
+        there = rows.to(images.device, non_blocking=True)
+        images.index_copy_(0, there, function(images.index_select(0, there)))
+    return images
 
 
 _Stage = list[tuple[Any, str]]  # an operation that is no Remap alone, or Remaps in a row; with their labels

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_gelu.data.arrays import ImageArrays, ImageFiles, Images
+from vit_gelu.data.decode import decode_image
 
 
 class ArrayFetcher:
@@ -37,8 +38,6 @@ class _Decoded(Dataset[Tensor | Exception]):
         return len(self._files)
 
     def __getitem__(self, index: int) -> Tensor | Exception:
-        from vit_gelu.data.decode import decode_image
-
         files = self._files
         try:
             return decode_image(files.paths[index], files.image_size, files.channels)

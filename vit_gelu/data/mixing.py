@@ -6,12 +6,14 @@ several devices mix what one device would, as long as each has an even number of
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from scipy import special
 from torch import Tensor
+from torch.nn import functional
 
 from vit_gelu.randomness import key, uniform
 
@@ -49,78 +51,88 @@ class Mixing:
     def active(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
-    def weights(
-        self, indices: Tensor, height: int, width: int, *, seed: int, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """How much of itself each image keeps.
+    def draw(self, indices: Tensor, height: int, width: int, *, seed: int, epoch: int) -> "Shares":
+        """How much of itself each image of a pair keeps.
 
         Args:
             indices: of the samples in their data set, int64, (b,), on the CPU.
             height, width: of the images.
-
-        Returns:
-            Per pixel, float32, (b // 2, height or 1, width or 1), and per label, float32, (b // 2,).
         """
         first = indices[: len(indices) // 2 * 2 : 2]
         u = uniform(key(seed, "augment", epoch, "mixing"), first, 4).double()
-        use_cutmix = u[:, 0] < 0.5 if self.mixup and self.cutmix else torch.tensor(self.cutmix > 0)
-        alpha = np.where(use_cutmix.numpy(), self.cutmix, self.mixup)
+        coin = u[:, 0] < (0.5 if self.mixup else 1.0)
+        cuts = coin if self.cutmix else torch.zeros_like(coin)
+        alpha = np.where(cuts.numpy(), self.cutmix, self.mixup)
         kept = torch.from_numpy(special.betaincinv(alpha, alpha, u[:, 1].numpy()))
-        if not self.cutmix:
-            kept = kept.float()
-            return rearrange(kept, "p -> p 1 1"), kept
-        box = cut_box(kept, u[:, 2], u[:, 3], height, width)
-        pixels = torch.where(rearrange(use_cutmix.expand_as(kept), "p -> p 1 1"), ~box, kept[:, None, None])
-        # The mean over pixels is the label's weight in both cases: of a constant, or of what the box leaves.
-        return pixels.float(), pixels.double().mean((1, 2)).float()
+        side = torch.where(cuts, (1 - kept).sqrt(), 0.0)
+        rows, columns = box_side(side, u[:, 2], height), box_side(side, u[:, 3], width)
+        blend = torch.where(cuts, 1.0, kept)
+        shown = 1 - rows.sum(1) * columns.sum(1) / (height * width)
+        return Shares(blend.float(), rows, columns, (blend * shown).float())
 
     def __call__(
         self, images: Tensor, labels: Tensor, indices: Tensor, *, seed: int, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
+        """Mix a batch in place.
 
         Args:
-            images: floating point, (b, c, h, w).
+            images: floating point, (b, c, h, w); overwritten.
             labels: int64, (b,), on the images' device.
             indices: of the samples in their data set, int64, (b,), on the CPU.
+            seed, epoch: of the run.
 
         Returns:
-            Images like the input, and soft targets, float32, (b, num_classes), rows summing to 1.
+            The same images, and soft targets, float32, (b, num_classes), rows summing to 1.
         """
         pairs = len(images) // 2 * 2
-        targets = torch.zeros(len(images), self.num_classes, device=images.device)
-        pixels, kept = self.weights(indices, images.shape[2], images.shape[3], seed=seed, epoch=epoch)
-        pixels = pixels.to(images.device, images.dtype, non_blocking=True)
-        kept = kept.to(images.device, non_blocking=True)
-        two = rearrange(images[:pairs], "(p two) c h w -> p two c h w", two=2)
-        mixed = torch.lerp(two.flip(1), two, rearrange(pixels, "p h w -> p 1 1 h w"))
-        label_pairs = rearrange(labels[:pairs], "(p two) -> p two", two=2)
-        own = kept[:, None].expand(-1, 2).reshape(-1, 1)
-        targets[:pairs].scatter_add_(1, label_pairs.reshape(-1, 1), own)
-        targets[:pairs].scatter_add_(1, label_pairs.flip(1).reshape(-1, 1), 1 - own)
-        mixed = rearrange(mixed, "p two c h w -> (p two) c h w")
-        if pairs < len(images):
-            mixed = torch.cat([mixed, images[pairs:]])
-            targets[pairs:].scatter_(1, labels[pairs:, None], 1.0)
-        return mixed, targets
+        drawn = self.draw(indices, images.shape[2], images.shape[3], seed=seed, epoch=epoch)
+        blend, rows, columns, own = (part.to(images.device, non_blocking=True) for part in drawn)
+        inside = rearrange(rows, "p h -> p 1 h 1") * rearrange(columns, "p w -> p 1 1 w")
+        keep = rearrange(blend, "p -> p 1 1 1") * ~inside
+        one, other = images[0:pairs:2], images[1:pairs:2]
+        # lerp is exact where a weight is 0 or 1: a box holds the partner's very pixels.
+        mixed = torch.lerp(other, one, keep.to(images.dtype))
+        other.lerp_(one, (1 - keep).to(images.dtype))
+        one.copy_(mixed)
+        targets = functional.one_hot(labels, self.num_classes).float()
+        own = own[:, None]
+        one_target, other_target = targets[0:pairs:2], targets[1:pairs:2]
+        mixed = torch.lerp(other_target, one_target, own)
+        other_target.lerp_(one_target, 1 - own)
+        one_target.copy_(mixed)
+        return images, targets
 
 
-def cut_box(kept: Tensor, u_x: Tensor, u_y: Tensor, height: int, width: int) -> Tensor:
-    """CutMix's boxes: sides sqrt(1 - kept) of the image's, centres uniform, cut at the image's border.
+class Shares(NamedTuple):
+    """What each pair draws: of its own pixel an image keeps ``blend``, and nothing inside the box.
 
-    Args:
-        kept: the share of the image that an uncut box leaves, (p,).
-        u_x, u_y: uniform numbers in [0, 1) for the centres, (p,).
-
-    Returns:
-        bool, (p, height, width): True inside the box.
+    Attributes:
+        blend: float32, (p,).
+        rows, columns: bool, (p, h) and (p, w): the box is where both are True; no box: nowhere.
+        label: float32, (p,): the weight of an image's own label, the mean over pixels of what it keeps.
     """
 
-    def inside(u: Tensor, size: int) -> Tensor:
-        half = ((1 - kept).sqrt() * size).long() // 2
-        centre = (u * size).long()
-        low, high = (centre - half).clamp(0, size), (centre + half).clamp(0, size)
-        position = torch.arange(size)
-        return (position >= low[:, None]) & (position < high[:, None])
+    blend: Tensor
+    rows: Tensor
+    columns: Tensor
+    label: Tensor
 
-    return inside(u_y, height)[:, :, None] & inside(u_x, width)[:, None, :]
+
+def box_side(side: Tensor, u: Tensor, size: int) -> Tensor:
+    """One dimension of CutMix's boxes, cut at the image's border.
+
+    Args:
+        side: the box's length as a share of the image's, float64, (p,).
+        u: uniform numbers in [0, 1) for the centre, float64, (p,).
+        size: the image's length in pixels.
+
+    Returns:
+        bool, (p, size): which pixels are inside.
+
+    >>> box_side(torch.tensor([0.5]), torch.tensor([0.9]), 8).int().tolist()
+    [[0, 0, 0, 0, 0, 1, 1, 1]]
+    """
+    half = ((side * size).long() // 2)[:, None]
+    centre = (u * size).long()[:, None]
+    position = torch.arange(size)
+    return (position >= centre - half) & (position < centre + half)

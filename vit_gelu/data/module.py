@@ -10,6 +10,7 @@ from vit_gelu.data.augment import Policy
 from vit_gelu.data.loader import Batch, EvalLoader, TrainLoader, check_global_batch_size
 from vit_gelu.data.mixing import Mixing
 from vit_gelu.data.policies import build_policy
+from vit_gelu.data.sources import load_source
 
 
 class ImageData(L.LightningDataModule):
@@ -49,7 +50,7 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.seed = 0  # of the run; whoever sets up the run sets it before the first batch
-        self.name, self.root, self.mirror = name, root, mirror
+        self._asked_name, self.root, self.mirror = name, root, mirror
         self.global_batch_size, self.eval_batch_size = global_batch_size, eval_batch_size
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.val_fraction, self.num_workers = val_fraction, num_workers
@@ -148,10 +149,8 @@ class ImageData(L.LightningDataModule):
         return tuple(asked)
 
     def _load(self, download: bool) -> Source:
-        from vit_gelu.data.sources import load_source
-
         return load_source(
-            self.name,
+            self._asked_name,
             self.root,
             mirror=self.mirror,
             image_size=self._asked_size,

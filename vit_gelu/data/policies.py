@@ -10,18 +10,35 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from vit_gelu.data import geometry
+from vit_gelu.data import automatic, color, erasing, geometry, warp
 from vit_gelu.data.augment import Operation, Policy
 from vit_gelu.suggest import unknown
 
 OPERATIONS: dict[str, type[Operation]] = {
-    operation.name: operation for operation in (geometry.RandomCrop, geometry.Flip, geometry.AlternatingFlip)
+    operation.name: operation
+    for operation in (
+        geometry.RandomCrop,
+        geometry.Flip,
+        geometry.AlternatingFlip,
+        warp.RandomResizedCrop,
+        warp.Affine,
+        color.ColorJitter,
+        erasing.Erase,
+        automatic.RandAugment,
+        automatic.TrivialAugment,
+    )
 }
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "crop_flip": ("random_crop(4)", "flip"),
     "crop_alternating_flip": ("random_crop(4)", "alternating_flip"),
+    "digits": ("affine(degrees=14, scale=0.15, shear=8, translate=0.1)",),
+    "cifar_randaugment": ("random_crop(4)", "flip", "randaugment(2, 9)"),
+    "cifar_trivialaugment": ("random_crop(4)", "flip", "trivialaugment"),
+    "cifar_strong": ("random_crop(4)", "flip", "randaugment(2, 9)", "erase(0.25)"),
+    "imagenet": ("random_resized_crop", "flip"),
+    "imagenet_strong": ("random_resized_crop", "flip", "randaugment(2, 9)", "erase(0.25, fill=noise)"),
 }
 
 _CALL = re.compile(r"(?P<name>\w+)\s*(?:\((?P<arguments>[^()]*)\))?")

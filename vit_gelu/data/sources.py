@@ -72,6 +72,10 @@ def load_source(
             "the best checkpoint is chosen on the validation images"
         )
     folder = default_root() if root is None else Path(root).expanduser()
+    if folder.is_file():
+        raise ValueError(
+            f"--data.root {folder} is a file: it must be a folder; --data.name takes array files"
+        )
     path = Path(name).expanduser()
     if name == "digits":
         parts = load_digits()
@@ -88,7 +92,7 @@ def load_source(
         raise ValueError(f"--data.name: {message}, or the path of an array file (.npz) or an image folder")
     if size is not None:
         parts = _resized(parts, size)
-    title = str(name) if name in NAMES else path.resolve().stem
+    title = str(name) if name in NAMES else path.resolve().name.removesuffix(".npz")
     return _describe(title, parts, val_fraction, split_seed, path)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -41,14 +40,12 @@ class AveragedWeights(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if "averaging_state" not in checkpoint:
             raise ValueError("--model.ema_decay: the checkpoint was written without averaged weights")
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         # The average is in the module now; left here, a later validation of other weights would be swapped for it.
         self._average_model = None
 
@@ -84,7 +81,7 @@ class Checkpoints(Checkpoint):
     def best(self) -> Path:
         return self.folder / "best.ckpt"
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         self._stepped = trainer.global_step
         if threading.current_thread() is threading.main_thread():
@@ -102,7 +99,7 @@ class Checkpoints(Checkpoint):
             signal.signal(number, handler)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The end of an epoch saves after validation; saved here, the resumed run would skip that validation.
         if trainer.global_step == self._stepped or trainer.is_last_batch:
@@ -118,11 +115,11 @@ class Checkpoints(Checkpoint):
             self.save_last(trainer)
             self._stop_if_asked(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.save_last(trainer)
         self._stop_if_asked(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         score = pl_module.last_score
         if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
             return
@@ -130,7 +127,7 @@ class Checkpoints(Checkpoint):
             self.best_top1, self.best_step = score.top1, trainer.global_step
             trainer.save_checkpoint(self.best)
 
-    def save_last(self, trainer: pl.Trainer) -> None:
+    def save_last(self, trainer: Any) -> None:
         """Write ``last.ckpt``.
 
         Raises:
@@ -140,14 +137,14 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.last)
         self._saved_at = time.monotonic()
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: Any) -> None:
         asked = bool(self._signal)
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
             raise Interrupted(self._signal or signal.SIGTERM, trainer.current_epoch, trainer.global_step)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ClassificationModule(pl.LightningModule):
         num_heads: Attention heads; must divide the width.
         mlp_ratio: Hidden width of the MLP as a multiple of the width.
         pooling: What the head sees: cls (the class token) or mean (the average of the patch tokens).
+        class_token: Whether there is a class token; pooling cls needs it.
         position_embedding: learned, sincos2d or none.
         dropout: Dropout rate after projections and embeddings.
         attention_dropout: Dropout rate of attention weights.
@@ -67,6 +68,7 @@ class ClassificationModule(pl.LightningModule):
         num_heads: int | None = None,
         mlp_ratio: float = 4.0,
         pooling: str = "cls",
+        class_token: bool = True,
         position_embedding: str = "learned",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -92,7 +94,10 @@ class ClassificationModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        resolve_activation(activation)
+        try:
+            resolve_activation(activation)
+        except ValueError as error:
+            raise ValueError(f"--activation: {error}") from None
         resolve_optimizer(optimizer)
         if schedule not in SCHEDULES:
             raise ValueError(f"--model.schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
@@ -109,6 +114,7 @@ class ClassificationModule(pl.LightningModule):
             "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
             "mlp_ratio": mlp_ratio,
             "pooling": pooling,
+            "class_token": class_token,
             "position_embedding": position_embedding,
             "dropout": dropout,
             "attention_dropout": attention_dropout,
@@ -216,7 +222,7 @@ class ClassificationModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._evaluation_end("test")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(
             self.network, self.optimizer, lr=self.lr, weight_decay=self.weight_decay, **self.optimizer_kwargs
         )
@@ -266,6 +272,8 @@ class ClassificationModule(pl.LightningModule):
         saved, mine = checkpoint.get(CARD), self._card()
         if saved is None:
             raise ValueError("--ckpt_path: not a checkpoint of vit_gelu")
+        if saved["seed"] != self.seed:
+            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
         for part in ("network", "data"):
             for name, value in mine[part].items():
                 if saved[part].get(name) != value:
@@ -273,8 +281,6 @@ class ClassificationModule(pl.LightningModule):
                         f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
                         f"this run {value!r}; a run goes on only as it began"
                     )
-        if saved["seed"] != self.seed:
-            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)

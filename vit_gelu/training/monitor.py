@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -53,7 +52,7 @@ class Monitor(Callback):
         """Time spent between start and end of training, evaluation included, over all parts of a resumed run."""
         return self._seconds_before + (time.monotonic() - self._began if self._began else 0.0)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.started = self.started or now()
         self._began = time.monotonic()
         device = pl_module.device
@@ -63,14 +62,12 @@ class Monitor(Callback):
             if hasattr(logger, "truncate"):
                 logger.truncate(self.rows)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.window_lrs[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self.sums is not None
         assert self.bad_step is not None
@@ -84,7 +81,7 @@ class Monitor(Callback):
         if due or trainer.is_last_batch:
             self.flush(trainer)
 
-    def flush(self, trainer: pl.Trainer) -> None:
+    def flush(self, trainer: Any) -> None:
         """Read the sums (one synchronisation), stop on NaN, log a row, start anew.
 
         Raises:
@@ -106,17 +103,17 @@ class Monitor(Callback):
         self.window_lrs.clear()
         self.write_row(trainer, row)
 
-    def check_finite(self, trainer: pl.Trainer) -> None:
+    def check_finite(self, trainer: Any) -> None:
         """Synchronise and raise ``Diverged`` if a loss was not finite on any process."""
         assert self.bad_step is not None
         bad = int(trainer.strategy.reduce(self.bad_step.clone(), reduce_op="max"))
         if bad >= 0:
             raise Diverged(bad, self.window_lrs.get(bad, float("nan")))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._seconds_before, self._began = self.seconds, 0.0
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         score = pl_module.last_score
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
             row = {
@@ -127,9 +124,9 @@ class Monitor(Callback):
             }
             self.write_row(trainer, row)
 
-    def write_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+    def write_row(self, trainer: Any, row: dict[str, float]) -> None:
         """Hand a row to every logger; other callbacks add their columns through ``extend_row``."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             if hasattr(callback, "extend_row"):
                 callback.extend_row(trainer, row)
         row["seconds"] = self.seconds

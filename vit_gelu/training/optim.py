@@ -33,7 +33,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         Muon-like optimizers which parameters are not hidden matrices: vectors, embeddings, and the head, as
         Jordan et al. (2024, "Muon") prescribe. Others ignore it.
     """
-    listed: set[str] = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
+    rule = getattr(module, "no_weight_decay", None)
+    listed: set[str] = set(rule()) if callable(rule) else set()
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -51,7 +52,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def optimizer_names() -> list[str]:
     """Names that ``build_optimizer`` knows: timm's and torch's, lower case, sorted."""
-    return sorted({*list_optimizers(), *_TORCH_OPTIMIZERS})
+    return sorted({*map(str, list_optimizers()), *_TORCH_OPTIMIZERS})
 
 
 def resolve_optimizer(name: str) -> Callable[..., Optimizer]:
@@ -148,7 +149,8 @@ def build_schedule(
         raise ValueError("--model.schedule: " + unknown("schedule", schedule, SCHEDULES))
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps} steps; lower it"
+            f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps}; "
+            "lower it"
         )
     if not 0 <= final_lr_fraction <= 1:
         raise ValueError(f"--model.final_lr_fraction {final_lr_fraction}: must lie between 0 and 1")

@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -50,7 +49,7 @@ class Display(Callback):
         self._done = 0
         self._shown_at = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._total = int(trainer.estimated_stepping_batches)
         self._done = trainer.global_step
         self._shown_at = time.monotonic()
@@ -71,7 +70,7 @@ class Display(Callback):
             self.progress.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._done = trainer.global_step
         now = time.monotonic()
@@ -91,19 +90,19 @@ class Display(Callback):
         elif not trainer.is_last_batch:
             self.console.print(f"{self._epoch(trainer)}  step {self._done}/{self._total}  {self._figures()}")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._shown_at = time.monotonic()
             line = f"{self._epoch(trainer)}  step {self._done}/{self._total}  {self._figures(epoch=True)}"
             (self.progress.console if self.progress else self.console).print(line)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
     @staticmethod
-    def _epoch(trainer: pl.Trainer) -> str:
+    def _epoch(trainer: Any) -> str:
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
         return f"epoch {trainer.current_epoch + 1}/{total}"
 

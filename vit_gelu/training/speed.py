@@ -7,16 +7,14 @@ import subprocess
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 WARMUP_STEPS = 10
 
 
-def count_flops(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_flops(net: Any, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
 
     Counted from the operations that run, by torch's counter, on a batch of one in training mode with eager
@@ -24,22 +22,20 @@ def count_flops(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     arithmetic that counts.
 
     Args:
-        net: the network; its gradients and its mode are left as they were.
+        net: a ``VisionTransformer``; its gradients and its mode are left as they were.
         image_shape: (channels, height, width).
     """
     parameter = next(net.parameters())
     gradients = {p: p.grad for p in net.parameters()}
-    attention = getattr(net, "attention", None)
+    attention = net.config["attention"]
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     random_state = torch.get_rng_state()
-    if attention is not None:
-        net.set_attention("explicit")
+    net.set_attention("explicit")
     try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
             net.forward(image).sum().backward()
     finally:
-        if attention is not None:
-            net.set_attention(attention)
+        net.set_attention(attention)
         torch.set_rng_state(random_state)
         for p, gradient in gradients.items():
             p.grad = gradient
@@ -145,19 +141,17 @@ class SpeedMeter(Callback):
             return event
         return time.perf_counter()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._exclusivity = Exclusivity(pl_module.device, self.shared)
         self._host_end = time.perf_counter()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._host_start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, host = self._now(pl_module.device), time.perf_counter()
         self._steps += 1
@@ -185,19 +179,17 @@ class SpeedMeter(Callback):
     def _interrupt(self) -> None:
         self._mark = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._interrupt()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._interrupt()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._interrupt()
         self._eval_start = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if pl_module.last_score is not None:
             self.eval_images += pl_module.last_score.n
             self.eval_seconds += time.perf_counter() - self._eval_start
@@ -208,7 +200,7 @@ class SpeedMeter(Callback):
         steps = self.step_seconds[-last:] if last else self.step_seconds
         return self.global_batch * len(steps) / sum(steps) if steps else None
 
-    def extend_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+    def extend_row(self, trainer: Any, row: dict[str, float]) -> None:
         rate = self.images_per_second(last=trainer.log_every_n_steps)
         if "train_loss" in row and rate is not None:
             row["images_per_second"] = rate

@@ -1,0 +1,168 @@
+"""The parts of a transformer block: MLP, LayerScale, stochastic depth, and the block itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_gelu.activations import build_activation
+from vit_gelu.models.attention import Attention
+from vit_gelu.models.options import rate, whole
+
+
+def hidden_size(dim: int, mlp_ratio: float, *, gated: bool = False) -> int:
+    """Hidden units of an MLP: ``dim * mlp_ratio``, or fewer if gated, for an equal number of parameters.
+
+    A gated MLP has three matrices where a plain one has two, so it gets about 2/3 of the units (Shazeer 2020,
+    arXiv:2002.05202, §3). Biases count too: 3·d·h + 2·h + d = 2·d·H + H + d gives h = H·(2d + 1)/(3d + 2).
+    That is rounded to a multiple of 8 (else 4, 2, 1) as long as this moves it by no more than 0.8 %.
+
+    >>> hidden_size(192, 4), hidden_size(192, 4, gated=True)
+    (768, 512)
+    """
+    plain = int(dim * mlp_ratio)
+    if not gated:
+        return plain
+    exact = plain * (2 * dim + 1) / (3 * dim + 2)
+    for multiple in (8, 4, 2):
+        rounded = multiple * round(exact / multiple)
+        if abs(rounded - exact) <= 0.008 * exact:
+            return rounded
+    return max(1, round(exact))
+
+
+class Mlp(nn.Module):
+    """fc1, activation, fc2: ViT paper (arXiv:2010.11929), §3.1. Names are timm's.
+
+    Args:
+        dim: width of the tokens.
+        hidden: units after the activation; a gated one gets twice as many from ``fc1``.
+        activation: a name or import path that ``build_activation`` knows; this MLP builds its own object.
+        activation_kwargs: the activation's own options.
+        dropout: after the activation and after ``fc2``.
+
+    Shapes: (..., dim) -> (..., dim).
+
+    Raises:
+        ValueError: unknown activation or option, hidden < 1, a rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: str = "gelu",
+        activation_kwargs: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        whole("mlp_hidden", hidden)
+        act = build_activation(activation, **(activation_kwargs or {}))
+        self.fc1 = nn.Linear(dim, 2 * hidden if getattr(act, "gated", False) else hidden)
+        self.act = act
+        self.drop1 = nn.Dropout(rate("dropout", dropout))
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class LayerScale(nn.Module):
+    """x·γ with γ learned per channel: Touvron et al. 2021, CaiT (arXiv:2103.17239), Eq. 4.
+
+    Args:
+        dim: channels.
+        init: where every γ starts.
+    """
+
+    def __init__(self, dim: int, init: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, per sample: a residual branch is dropped, or divided by its chance of being kept.
+
+    Huang et al. 2016 (arXiv:1603.09382), §3. In evaluation x is returned as it is.
+
+    Args:
+        p: chance of dropping the branch, 0 <= p < 1.
+
+    Shapes: (b, ...) -> (b, ...).
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = rate("drop_path", p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * (keep / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.3f}"
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ViT paper (arXiv:2010.11929), Eq. 2 and 3. Names are timm's.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: must divide ``dim``.
+        hidden: hidden units of the MLP.
+        layer_scale: initial γ of both residual branches; None: no LayerScale.
+        drop_path: chance of dropping a branch.
+        others: see ``Attention`` and ``Mlp``.
+
+    Shapes: (b, n, dim) -> (b, n, dim).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        activation: str = "gelu",
+        activation_kwargs: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            attention_dropout=attention_dropout,
+            dropout=dropout,
+            norm_eps=norm_eps,
+            attention=attention,
+        )
+        self.ls1 = scale()
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden, activation, activation_kwargs, dropout)
+        self.ls2 = scale()
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

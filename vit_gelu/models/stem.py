@@ -1,0 +1,163 @@
+"""From an image to a sequence of patch embeddings: linear patches, or a ResNet's feature map."""
+
+import math
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vit_gelu.models.options import STEMS, choice, must_divide
+
+# Blocks per stage of the ResNet in front; () is its first convolution and pooling alone.
+RESNET_LAYERS: dict[str, tuple[int, ...]] = {
+    "resnet_stem": (),
+    "resnet26": (2, 2, 2, 2),
+    "resnet50": (3, 4, 9),
+}
+
+
+def check_image_shape(x: Tensor, in_channels: int, image_size: tuple[int, int]) -> None:
+    """Raise ValueError unless x is a batch (b, c, h, w) of the size that the model was built for."""
+    if tuple(x.shape[1:]) != (in_channels, *image_size):
+        raise ValueError(
+            f"images of shape {tuple(x.shape[1:])} given, but the model takes "
+            f"{(in_channels, *image_size)} (channels, height, width)"
+        )
+
+
+class PatchEmbed(nn.Module):
+    """Patches times a matrix: ViT paper (arXiv:2010.11929), Eq. 1. Names are timm's.
+
+    Args:
+        image_size: height, width in pixels.
+        patch_size: height, width in pixels; must divide the image.
+        in_channels: channels of the image.
+        embed_dim: width of the tokens.
+        bias: add a bias.
+
+    Shapes: (b, c, h, w) -> (b, rows * columns, embed_dim), patches in row-major order.
+
+    Raises:
+        ValueError: a patch that does not divide the image.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        in_channels: int,
+        embed_dim: int,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        for side, image, patch in zip(("height", "width"), image_size, patch_size, strict=True):
+            must_divide(
+                "patch_size",
+                patch,
+                "image size" if image_size[0] == image_size[1] else f"image {side}",
+                image,
+            )
+        self.image_size, self.in_channels = image_size, in_channels
+        self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size, bias=bias)
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image_shape(x, self.in_channels, self.image_size)
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+
+
+class HybridEmbed(nn.Module):
+    """Patches of a ResNet's feature map: the hybrid of ViT paper §3.1 and appendix B. Names are timm's.
+
+    The network is BiT's ResNet (GroupNorm, weight standardisation; Kolesnikov et al. 2019, arXiv:1912.11370),
+    from timm. ``patch_size`` counts pixels of the image: with ``resnet50`` (stride 16, its fourth stage moved
+    into the third) a patch of 16 is one cell of the feature map, which makes the paper's R50+ViT-B/16.
+
+    Args:
+        stem: ``resnet_stem`` (stride 4), ``resnet26`` (stride 32) or ``resnet50`` (stride 16).
+        others: as for ``PatchEmbed``; the patch must be a multiple of the stride.
+
+    Shapes: (b, c, h, w) -> (b, rows * columns, embed_dim).
+
+    Raises:
+        ValueError: unknown stem, a patch that is no multiple of its stride or does not divide the image.
+    """
+
+    def __init__(
+        self,
+        stem: str,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        in_channels: int,
+        embed_dim: int,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        layers = RESNET_LAYERS[choice("stem", stem, tuple(RESNET_LAYERS))]
+        stride = 4 * 2 ** max(0, len(layers) - 1)
+        for side, image, patch in zip(("height", "width"), image_size, patch_size, strict=True):
+            must_divide(
+                "patch_size",
+                patch,
+                "image size" if image_size[0] == image_size[1] else f"image {side}",
+                image,
+                multiple_of=stride,
+            )
+        self.image_size, self.in_channels = image_size, in_channels
+        self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.backbone = _resnet(layers, in_channels)
+        features = 64 * 2 ** (len(layers) + 1) if layers else 64
+        kernel = (patch_size[0] // stride, patch_size[1] // stride)
+        self.proj = nn.Conv2d(features, embed_dim, kernel, stride=kernel, bias=bias)
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image_shape(x, self.in_channels, self.image_size)
+        return rearrange(self.proj(self.backbone(x)), "b d h w -> b (h w) d")
+
+
+def _resnet(layers: tuple[int, ...], in_channels: int) -> nn.Module:
+    from functools import partial
+
+    from timm.layers import StdConv2dSame
+    from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
+
+    conv = partial(StdConv2dSame, eps=1e-8)
+    if not layers:
+        return create_resnetv2_stem(in_channels, stem_type="same", preact=False, conv_layer=conv)
+    return ResNetV2(
+        layers=list(layers),
+        num_classes=0,
+        global_pool="",
+        in_chans=in_channels,
+        preact=False,
+        stem_type="same",
+        conv_layer=conv,
+    )
+
+
+def build_stem(
+    stem: str,
+    image_size: tuple[int, int],
+    patch_size: tuple[int, int],
+    in_channels: int,
+    embed_dim: int,
+    *,
+    bias: bool = True,
+) -> PatchEmbed | HybridEmbed:
+    """``PatchEmbed`` for ``stem="patch"``, ``HybridEmbed`` for the others.
+
+    >>> build_stem("patch", (32, 32), (4, 4), 3, 192).num_patches
+    64
+    """
+    if choice("stem", stem, STEMS) == "patch":
+        return PatchEmbed(image_size, patch_size, in_channels, embed_dim, bias=bias)
+    return HybridEmbed(stem, image_size, patch_size, in_channels, embed_dim, bias=bias)
