@@ -46,11 +46,7 @@ def main(argv: list[str]) -> int:
     if wants_help(argv):
         print(HELP, end="")
         return 0
-    parser = Arguments("doctor")
-    parser.add_argument("--data.root", dest="data_root")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     findings = examine(options.data_root, options.compile)
     problems = sum(f.status == PROBLEM for f in findings)
     if options.json:
@@ -58,6 +54,14 @@ def main(argv: list[str]) -> int:
     else:
         print_findings(findings)
     return 1 if problems else 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments("doctor")
+    parser.add_argument("--data.root", dest="data_root")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser
 
 
 def examine(root: str | None = None, compile: bool = False) -> list[Finding]:

@@ -54,9 +54,6 @@ def main(argv: list[str]) -> int:
         return 0
     options = _parser().parse_args(argv)
 
-    from vit_gelu.cli.train import quieten
-
-    quieten()
     from rich.console import Console
 
     from vit_gelu.cli.counting import count

@@ -62,8 +62,10 @@ def load_split(
         UsageError: image size, channels or class names do not fit.
         OSError, ValueError: the data set cannot be loaded.
     """
-    own = name is None or _same(name, trained_on["name"])
-    name = trained_on["name"] if name is None else name
+    # The card calls a file or folder by its stem alone; where it lies, the run's options know.
+    own_name = options.get("name") or trained_on["name"]
+    own = name is None or _same(name, own_name)
+    name = own_name if name is None else name
     size = tuple(trained_on["image_size"])
     # Pictures of a folder have no common size of their own.
     sized = own or resize or Path(name).expanduser().is_dir()

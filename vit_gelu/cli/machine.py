@@ -103,7 +103,7 @@ def check_compiler() -> Finding:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if "Python.h" in done.stderr:
         advice = f"Python's headers are missing: apt install python{version}-dev (or your system's)"
-    elif "omp" in done.stderr:
+    elif any(word in done.stderr for word in ("omp.h", "fopenmp", "gomp", "lomp")):
         advice = "OpenMP is missing: install libomp-dev or gcc"
     else:
         advice = "repair or replace it"

@@ -43,9 +43,6 @@ def main(argv: list[str]) -> int:
         return 0
     options = _parser().parse_args(argv)
 
-    from vit_gelu.cli.train import quieten
-
-    quieten()
     from vit_gelu.cli.device import choose_device
     from vit_gelu.cli.image_files import find_images
     from vit_gelu.training.checkpoint import find_checkpoint, load_network
