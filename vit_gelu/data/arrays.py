@@ -82,11 +82,12 @@ class Source:
     """A data set, split and described.
 
     Attributes:
-        name: as asked for: cifar10, cifar100, digits, or the stem of the path.
+        name: as asked for: cifar10, cifar100, digits, or the last part of the path.
         train, val, test: the three parts; all of one size, channel count and class list.
         class_names: one name per label.
         mean, std: of the pixels of the delivered train part (before validation is split off it, so that
-            they are the same for every split), per channel, with pixels scaled to 0-1.
+            they are the same for every split), per channel, with pixels scaled to 0-1; of a sample of 512
+            images where they stay files.
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
         fingerprint: hexadecimal hash of all three parts, images and labels, in order.

@@ -14,7 +14,7 @@ from vit_gelu.data.digits import load_digits
 from vit_gelu.data.fingerprint import fingerprint
 from vit_gelu.data.folder import load_folder
 from vit_gelu.data.resize import resize_images
-from vit_gelu.data.split import stratified_split
+from vit_gelu.data.split import divide, stratified_split
 from vit_gelu.data.statistics import pixel_statistics
 from vit_gelu.suggest import unknown
 
@@ -72,6 +72,10 @@ def load_source(
             "the best checkpoint is chosen on the validation images"
         )
     folder = default_root() if root is None else Path(root).expanduser()
+    if folder.is_file():
+        raise ValueError(
+            f"--data.root {folder} is a file: it must be a folder; --data.name takes array files"
+        )
     path = Path(name).expanduser()
     if name == "digits":
         parts = load_digits()
@@ -88,7 +92,7 @@ def load_source(
         raise ValueError(f"--data.name: {message}, or the path of an array file (.npz) or an image folder")
     if size is not None:
         parts = _resized(parts, size)
-    title = str(name) if name in NAMES else path.resolve().stem
+    title = str(name) if name in NAMES else path.resolve().name.removesuffix(".npz")
     return _describe(title, parts, val_fraction, split_seed, path)
 
 
@@ -134,7 +138,7 @@ def _describe(name: str, parts: Parts, val_fraction: float, split_seed: int, bas
             raise ValueError(
                 f"--data.name {name}: no class has two train images, so none can be split off for validation"
             )
-        train, val = train.take(kept), train.take(aside)
+        train, val = divide(train, kept, aside)
     return Source(
         name=name,
         train=train,
