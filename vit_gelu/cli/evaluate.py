@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
         return 0
     k = min(5, len(names))
     print(
-        f"{checkpoint} (epoch {card['epoch']}, step {card['step']}) on {split.source.name}, {split.name}; "
+        f"{checkpoint} (step {card['step']}) on {split.source.name}, {split.name}; "
         f"{precision} on {record['env']['device']}"
     )
     print(

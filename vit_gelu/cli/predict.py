@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     images = predict(net, card, files, top_k=top_k, batch_size=options.batch_size, device=device)
     if others:
         shown = ", ".join(str(p) for p in others[:3]) + (", …" if len(others) > 3 else "")
-        print(f"note: {len(others)} files have no suffix of an image: {shown}", file=sys.stderr)
+        print(f"note: left out, not images by their suffix ({len(others)}): {shown}", file=sys.stderr)
     if options.json:
         document = {"checkpoint": str(checkpoint), "top_k": top_k, "images": images}
         print(json.dumps(document, indent=1, allow_nan=False))
@@ -141,7 +141,8 @@ def print_predictions(console: "Console", images: list[dict[str, Any]]) -> None:
 
     if len(images) <= MOST_TABLES:
         for image in images:
-            table = Table(title=escape(image["file"]), title_justify="left", box=None, show_header=False)
+            console.print(image["file"], markup=False, highlight=False, soft_wrap=True)
+            table = Table(box=None, show_header=False)
             table.add_column(justify="right")
             table.add_column()
             for row in image["top"]:
