@@ -489,3 +489,11 @@ def test_operations_take_grey_and_oblong_images(name):
     images = make_images(channels=1, height=20, width=28)
     out = build_policy(name, (20, 28), 1)(images, torch.arange(N), seed=0, epoch=0)
     assert out.shape == images.shape
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *OPERATIONS])
+def test_nothing_waits_for_the_device(name):
+    # Images on the meta device have no values: whatever had to look at one would raise.
+    images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device="meta")
+    out = build_policy(name)(images, torch.arange(64), seed=0, epoch=0)
+    assert (out.shape, out.dtype, out.device) == (images.shape, images.dtype, images.device)

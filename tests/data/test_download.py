@@ -176,7 +176,8 @@ def test_md5(tmp_path):
     assert md5_of(tmp_path / "abc") == "900150983cd24fb0d6963f7d28e17f72"  # RFC 1321, appendix A.5
 
 
-def test_progress_is_a_line_per_tenth_without_terminal(server, target, capsys):
+def test_progress_is_a_line_per_tenth_without_terminal(server, target, capsys, monkeypatch):
+    monkeypatch.setattr("vit_gelu.data.progress.QUIET_SECONDS", 0.0)
     download(server.url, target, MD5)
     lines = capsys.readouterr().err.splitlines()
     assert 4 <= len(lines) <= 10

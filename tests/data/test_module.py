@@ -1,14 +1,22 @@
 """ImageData under a real Trainer: what it shows, and that a resumed run goes on exactly."""
 
 import contextlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vit_gelu.data.arrays import ImageArrays, Source
 from vit_gelu.data.module import ImageData
+from vit_gelu.data.policies import build_policy
 
 N, BATCH = 44, 4  # 11 batches an epoch
 
@@ -75,10 +83,9 @@ class Stop(L.Callback):
 
 
 def make_trainer(folder, callbacks=(), **options):
-    settings = {"max_epochs": 3, **options}
+    settings = {"max_epochs": 3, "devices": 1, **options}
     return L.Trainer(
         accelerator="cpu",
-        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -98,27 +105,32 @@ def fit(trainer, data, ckpt_path=None):
 OPTIONS = {"augment": "crop_alternating_flip", "mixup": 0.4, "cutmix": 1.0}
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["each", "accumulated"])
+LENGTHS = {
+    "each": {"max_epochs": 3},
+    "accumulated": {"max_epochs": 3, "accumulate_grad_batches": 2},
+    "max_steps": {"max_epochs": -1, "max_steps": 33},
+}
+
+
+@pytest.fixture(scope="module", params=LENGTHS)
 def uninterrupted(request, tmp_path_factory):
     data = make_data(**OPTIONS)
-    trainer = make_trainer(
-        tmp_path_factory.mktemp("whole"), enable_checkpointing=False, accumulate_grad_batches=request.param
-    )
-    model = fit(trainer, data)
+    options = LENGTHS[request.param]
+    model = fit(make_trainer(tmp_path_factory.mktemp("whole"), enable_checkpointing=False, **options), data)
     assert [index for _, _, batch in model.seen for index in batch] != sorted(range(N)) * 3
     assert len(model.seen) == 33
-    return request.param, model, data.order_hash
+    return options, model, data.order_hash
 
 
 # 11 batches an epoch, or 6 optimizer steps of two: within, just before, at and after an epoch's end
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("steps", [1, 5, 6, 7, 10, 11, 12, 17])
 def test_resumed_run_sees_what_the_uninterrupted_run_saw(steps, uninterrupted, tmp_path):
-    accumulate, whole, order_hash = uninterrupted
+    options, whole, order_hash = uninterrupted
 
     def trainer_with(*callbacks):
         checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        return make_trainer(tmp_path, [checkpoint, *callbacks], accumulate_grad_batches=accumulate)
+        return make_trainer(tmp_path, [checkpoint, *callbacks], **options)
 
     first = fit(trainer_with(Stop(steps)), make_data(**OPTIONS))
     data, trainer = make_data(**OPTIONS), trainer_with()
@@ -127,3 +139,202 @@ def test_resumed_run_sees_what_the_uninterrupted_run_saw(steps, uninterrupted, t
     assert first.pixels + second.pixels == whole.pixels
     assert second.weight.item() == whole.weight.item()
     assert data.order_hash == order_hash
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("when", ["end of epoch", "end of validation", "max_steps"])
+def test_resume_from_the_end_of_an_epoch_keeps_order_and_hash(when, tmp_path):
+    def trainer_of(epochs):
+        limit = (
+            {"max_epochs": -1, "max_steps": 11 * epochs} if when == "max_steps" else {"max_epochs": epochs}
+        )
+        checkpoint = ModelCheckpoint(
+            tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=when != "end of validation"
+        )
+        return make_trainer(tmp_path, [checkpoint], **limit)
+
+    whole_data = make_data(**OPTIONS)
+    whole = fit(make_trainer(tmp_path, enable_checkpointing=False), whole_data)
+    first = fit(trainer_of(1), make_data(**OPTIONS))
+    data = make_data(**OPTIONS)
+    second = fit(trainer_of(3), data, ckpt_path=tmp_path / "epoch=0.ckpt")
+    # The loader's own count is the order's: Lightning's runs one ahead under max_steps.
+    shown = [(batch, indices) for _, batch, indices in first.seen + second.seen]
+    assert shown == [(batch, indices) for _, batch, indices in whole.seen]
+    assert first.pixels + second.pixels == whole.pixels
+    assert data.order_hash == whole_data.order_hash
+
+
+def test_part_of_each_epoch(tmp_path):
+    data = make_data()
+    model = fit(make_trainer(tmp_path, enable_checkpointing=False, limit_train_batches=3), data)
+    whole = fit(make_trainer(tmp_path, enable_checkpointing=False), make_data())
+    assert model.seen == [step for step in whole.seen if step[1] < 3]
+
+
+def test_validation_in_mid_epoch_and_a_second_fit_change_nothing(tmp_path):
+    whole_data = make_data()
+    whole = fit(make_trainer(tmp_path, enable_checkpointing=False), whole_data)
+    data = make_data()
+    for _ in range(2):
+        model = fit(make_trainer(tmp_path, enable_checkpointing=False, val_check_interval=4), data)
+        assert model.seen == whole.seen
+        assert data.order_hash == whole_data.order_hash
+
+
+def test_reloading_the_loader_goes_on(tmp_path):
+    whole_data, data = make_data(), make_data()
+    whole = fit(make_trainer(tmp_path, enable_checkpointing=False), whole_data)
+    trainer = make_trainer(tmp_path, enable_checkpointing=False, reload_dataloaders_every_n_epochs=1)
+    assert fit(trainer, data).seen == whole.seen
+    assert data.order_hash == whole_data.order_hash
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_shows_the_same_batches_in_every_epoch(tmp_path):
+    model = fit(make_trainer(tmp_path, enable_checkpointing=False, overfit_batches=2), make_data())
+    batches = [indices for _, _, indices in model.seen]
+    assert batches == batches[:2] * 3
+
+
+def test_evaluation_shows_every_image_once(tmp_path):
+    trainer = make_trainer(tmp_path, enable_checkpointing=False)
+    for run, n in ((trainer.validate, 11), (trainer.test, 13)):
+        model = Recorder()
+        run(model, datamodule=make_data(), verbose=False)
+        assert model.evaluated == list(range(n))
+
+
+def test_batches_are_not_moved_again():
+    data = make_data()
+    batch = next(iter(data.train_dataloader()))
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+
+
+def test_arrays_are_shared_by_loaders():
+    data = make_data()
+    first, second = data.val_dataloader(), data.val_dataloader()
+    assert first._fetch._images.data_ptr() == second._fetch._images.data_ptr()
+
+
+def test_what_is_known_after_loading():
+    data = ImageData("digits")
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.num_classes, data.in_channels, data.image_size) == (10, 1, (8, 8))
+    assert (data.train_n + data.val_n + data.test_n, data.test_n) == (1797, 359)
+    assert data.class_names == tuple("0123456789")
+    assert len(data.fingerprint) >= 16
+    assert data.order_hash == ""
+    pixels = torch.cat([batch.images for batch in ImageData("digits", augment="none").train_dataloader()])
+    assert abs(pixels.mean().item()) < 0.02
+    assert abs(pixels.std().item() - 1) < 0.02
+
+
+def test_seed_decides_the_order():
+    orders = []
+    for seed in (0, 0, 1):
+        data = make_data()
+        data.seed = seed
+        orders.append(next(iter(data.train_dataloader())).indices.tolist())
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_own_normalisation():
+    data = make_data(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 0.5], augment="none")
+    batch = next(iter(data.train_dataloader()))
+    raw = data.source.train.images[batch.indices] / 255
+    torch.testing.assert_close(batch.images, raw * torch.tensor([1.0, 1.0, 2.0]).view(3, 1, 1))
+
+
+def test_other_image_size():
+    data = ImageData("digits", image_size=16, augment="random_crop(9)")
+    data.setup("fit")
+    assert data.image_size == (16, 16)
+    assert next(iter(data.train_dataloader())).images.shape == (128, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"augment": "crop_flop"}, "--data.augment: unknown policy or operation 'crop_flop'"),
+        ({"mixup": -1.0}, "--data.mixup is -1.0"),
+        ({"cutmix": -1.0}, "--data.cutmix is -1.0"),
+        ({"global_batch_size": 0}, "--data.global_batch_size is 0"),
+        ({"eval_batch_size": 0}, "--data.eval_batch_size is 0"),
+        ({"num_workers": -1}, "--data.num_workers is -1"),
+        ({"global_batch_size": 45}, "only 44 training images"),
+        ({"augment": "random_crop(8)"}, "padding must be smaller than the image, 8x8: at most 7"),
+        ({"mean": [0.5]}, "--data.mean has 1 values, the images have 3 channels"),
+        ({"std": [0.5, 0.5, 0.0]}, "every value must be positive"),
+        ({"std": [0.5, 0.5, float("nan")]}, "every value must be positive"),
+    ],
+)
+def test_wrong_options_are_named(options, words):
+    with pytest.raises(ValueError, match="--data") as caught:
+        make_data(**options).setup("fit")
+    assert words in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(make_trainer(tmp_path, [ModelCheckpoint(tmp_path, "{epoch}")], max_epochs=1), make_data())
+    trainer = make_trainer(tmp_path, [ModelCheckpoint(tmp_path / "new", "{epoch}", every_n_epochs=1)])
+    with pytest.raises(ValueError, match=r"--data\.global_batch_size was 4 .* is 11 now"):
+        fit(trainer, make_data(global_batch_size=11), ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+def test_signature_is_a_command_line():
+    parser = ArgumentParser()
+    parser.add_class_arguments(ImageData, "data")
+    constant = build_policy("random_crop(4, constant), flip").spec()
+    for given, expected in (
+        ("crop_flip", build_policy("crop_flip").spec()),
+        ("random_crop(4,constant), flip", constant),
+        ("[random_crop(4, constant), flip]", constant),
+        ('["random_crop(4, constant)", flip]', constant),
+    ):
+        config = parser.parse_args([f"--data.augment={given}", "--data.mean=[0.5, 0.5, 0.5]"])
+        assert build_policy(ImageData(**config.data).augment).spec() == expected
+    text = parser.format_help()
+    for name in inspect.signature(ImageData).parameters:
+        assert f"--data.{name}" in text
+
+
+DDP_SCRIPT = """
+import json, sys
+sys.path[:0] = {paths!r}
+from test_module import Recorder, make_data, make_trainer
+
+data, model = make_data(**{options!r}), Recorder()
+trainer = make_trainer({folder!r}, devices=2, strategy="ddp", max_epochs=2, enable_checkpointing=False)
+trainer.fit(model, datamodule=data)
+seen, model.evaluated = model.seen, []
+trainer.test(model, datamodule=data, verbose=False)
+with open({folder!r} + f"/rank{{trainer.global_rank}}.json", "w") as file:
+    json.dump([seen, model.pixels, model.evaluated, data.order_hash], file)
+"""
+
+
+def test_two_processes_share_what_one_sees(tmp_path):
+    options = {**OPTIONS, "eval_batch_size": 2}
+    here = Path(__file__).resolve()
+    script = tmp_path / "script.py"
+    paths = [str(here.parents[2]), str(here.parent)]
+    script.write_text(DDP_SCRIPT.format(paths=paths, folder=str(tmp_path), options=options))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    data = make_data(**options)
+    alone = fit(make_trainer(tmp_path, max_epochs=2, enable_checkpointing=False), data)
+    assert len(ranks[0][0]) == len(ranks[1][0]) == len(alone.seen) == 22
+    for step, (epoch, batch, indices) in enumerate(alone.seen):
+        shares = [rank[0][step] for rank in ranks]
+        assert [share[:2] for share in shares] == [[epoch, batch]] * 2
+        assert shares[0][2] + shares[1][2] == indices
+        assert ranks[0][1][step] + ranks[1][1][step] == pytest.approx(alone.pixels[step], rel=1e-9)
+    assert sorted(ranks[0][2] + ranks[1][2]) == list(range(13))
+    assert ranks[0][3] == ranks[1][3] == data.order_hash

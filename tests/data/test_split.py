@@ -2,11 +2,13 @@
 
 import itertools
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 
-from vit_gelu.data.split import seats, stratified_split
+from vit_gelu.data.arrays import ImageArrays, ImageFiles
+from vit_gelu.data.split import divide, seats, stratified_split
 
 
 def best_seats(counts: list[int], total: int) -> set[tuple[int, ...]]:
@@ -87,3 +89,29 @@ def test_a_class_of_one_image_stays_in_train():
     kept, aside = stratified_split(torch.tensor([0, 1, 1, 1, 2, 2]), 0.5, 0)
     assert 0 in kept.tolist()
     assert {1, 2} == {[0, 1, 1, 1, 2, 2][i] for i in aside.tolist()}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_divide_equals_indexing(monkeypatch, channels_last, step):
+    monkeypatch.setattr("vit_gelu.data.split.CHUNK_BYTES", step * 3 * 4 * 5)
+    images = torch.randint(0, 256, (100, 3, 4, 5), dtype=torch.uint8)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(100) % 7
+    kept, aside = stratified_split(labels, 0.3, 0)
+    expected = images[kept], images[aside]
+    train, val = divide(ImageArrays(images, labels), kept, aside)
+    assert torch.equal(train.images, expected[0])
+    assert torch.equal(val.images, expected[1])
+    assert torch.equal(train.labels, labels[kept])
+    assert torch.equal(val.labels, labels[aside])
+
+
+def test_divide_files():
+    files = ImageFiles(tuple(Path(f"{i}.png") for i in range(6)), torch.arange(6) % 2, 1, (8, 9))
+    train, val = divide(files, torch.tensor([0, 2, 3, 5]), torch.tensor([1, 4]))
+    assert [path.name for path in train.paths] == ["0.png", "2.png", "3.png", "5.png"]
+    assert [path.name for path in val.paths] == ["1.png", "4.png"]
+    assert val.labels.tolist() == [1, 0]
+    assert (train.channels, train.image_size) == (1, (8, 9))

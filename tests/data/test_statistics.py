@@ -9,7 +9,9 @@ from vit_gelu.data.fingerprint import fingerprint
 from vit_gelu.data.statistics import pixel_statistics
 
 
-@pytest.mark.parametrize("shape", [(700, 3, 5, 4), (3, 1, 8, 8), (2, 3, 300, 310), (257, 3, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(700, 3, 5, 4), (3, 1, 8, 8), (2, 3, 300, 310), (3, 3, 600, 9), (257, 3, 1, 1)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_equals_float64(shape, channels_last):
     x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

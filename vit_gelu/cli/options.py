@@ -17,7 +17,7 @@ from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.train import LOGGERS, free_folder, is_main_process
 from vit_gelu.data import ImageData
 from vit_gelu.suggest import nearest, unknown
-from vit_gelu.training.checkpoint import find_checkpoint
+from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
 from vit_gelu.training.logs import MetricsFile
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import config_hash, read_record
@@ -67,7 +67,7 @@ class Parser(LightningArgumentParser):
             close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
             return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
-        key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"Got value: (.+)")
+        key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
         if key is not None and value is not None:
             literals = re.findall(r"Literal\[([^\]]*)\]", message)
             if literals:
@@ -110,7 +110,7 @@ class TrainCLI(LightningCLI):
         try:
             return cls(**_SETTINGS, args=argv)
         except MisconfigurationException as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(f"--trainer: {error}") from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -195,6 +195,7 @@ class TrainCLI(LightningCLI):
         if asked is None:
             return None
         if asked != "last":
+            read_checkpoint(find_checkpoint(asked))
             return find_checkpoint(asked)
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file() and not (self.folder / "record.json").is_file():

@@ -44,6 +44,10 @@ class Draw:
         """The draw of some of the samples, given by their positions in the batch."""
         return dataclasses.replace(self, indices=self.indices[rows])
 
+    def to(self, device: torch.device) -> "Draw":
+        """The same numbers, drawn on that device."""
+        return dataclasses.replace(self, indices=self.indices.to(device, non_blocking=True))
+
 
 def whole_number(u: Tensor, choices: int | Tensor) -> Tensor:
     """Uniform integers in [0, choices) from uniform float64 numbers in [0, 1).

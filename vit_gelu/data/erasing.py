@@ -60,9 +60,10 @@ class Erase(Operation):
 
         def overwritten(chosen: Tensor) -> Tensor:
             if self.fill == "noise":
-                count = chosen[0].numel()
-                paint = whole_number(draw.select(rows).uniform(count, "noise"), 256).view(chosen.shape)
-                paint = paint.to(torch.uint8).to(images.device, non_blocking=True)
+                # So many numbers are drawn where the images are.
+                there = draw.select(rows).to(images.device)
+                levels = whole_number(there.uniform(chosen[0].numel(), "noise"), 256)
+                paint = levels.to(torch.uint8).view(chosen.shape)
             else:
                 paint = fill_colour(chosen, self.fill).to(torch.uint8)
             return torch.where(inside_y & inside_x, paint, chosen)

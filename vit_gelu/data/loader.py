@@ -103,6 +103,7 @@ class TrainLoader:
         self.rank, self.world, self.repeat_order = rank, world, repeat_order
         self.epoch = 0
         self.next_batch = 0
+        self.announced: int | None = None  # the epoch that Lightning is in, by its own count
         self._hash = b""
         self._n = len(images)
         self._device = device
@@ -115,9 +116,9 @@ class TrainLoader:
         return self._n // self.global_batch_size
 
     @property
-    def sampler(self) -> "TrainLoader":
-        """Itself: Lightning calls ``loader.sampler.set_epoch`` at the start of every epoch."""
-        return self
+    def sampler(self) -> "EpochSignal":
+        """What Lightning tells that an epoch begins: it calls ``loader.sampler.set_epoch``."""
+        return EpochSignal(self)
 
     @property
     def order_hash(self) -> str:
@@ -134,6 +135,7 @@ class TrainLoader:
         return {
             "epoch": self.epoch,
             "next_batch": self.next_batch,
+            "announced": self.announced,
             "order_hash": self.order_hash,
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
@@ -158,6 +160,7 @@ class TrainLoader:
                     " resume with the same, or start a new run from its weights"
                 )
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+        self.announced = state["announced"]
         self._hash = bytes.fromhex(state["order_hash"])
 
     def epoch_order(self, epoch: int) -> Tensor:
@@ -186,6 +189,25 @@ class TrainLoader:
         if self._mixing.active:
             floats, targets = self._mixing(floats, targets, indices, seed=self.seed, epoch=epoch)
         return Batch(floats, targets, shown)
+
+
+class EpochSignal:
+    """Moves a loader to its next epoch whenever another epoch is announced.
+
+    The loader counts for itself: resumed at the end of an epoch under ``max_steps``, Lightning 2.6 announces
+    an epoch that it leaves empty, and its count is one ahead from then on.
+    """
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        loader = self._loader
+        if loader.announced is None and loader.next_batch == 0:
+            loader.set_epoch(epoch)
+        elif loader.announced != epoch and loader.next_batch > 0:
+            loader.set_epoch(loader.epoch + 1)
+        loader.announced = epoch
 
 
 class EvalLoader:

@@ -56,7 +56,6 @@ class ImageData(L.LightningDataModule):
         self.val_fraction, self.num_workers = val_fraction, num_workers
         self._asked_size, self._asked_mean, self._asked_std = image_size, mean, std
         self._source: Source | None = None
-        self._policy: Policy | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None
         self._resume_from: dict[str, Any] | None = None
@@ -113,24 +112,19 @@ class ImageData(L.LightningDataModule):
         return len(self.source.test)
 
     @property
+    def policy(self) -> Policy:
+        """The augmentation, fitted to the images' size."""
+        return self._fit_to_images()[0]
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Per channel, of pixels scaled to 0-1: what images are normalised with."""
-        return self._per_channel("mean", self._asked_mean, self.source.mean)
+        return self._fit_to_images()[1]
 
     @property
     def std(self) -> tuple[float, ...]:
         """Per channel, likewise."""
-        std = self._per_channel("std", self._asked_std, self.source.std)
-        if not all(value > 0 for value in std):
-            raise ValueError(f"--data.std is {list(std)}: every value must be positive")
-        return std
-
-    @property
-    def policy(self) -> Policy:
-        """The augmentation, fitted to the images' size."""
-        if self._policy is None:
-            self._policy = build_policy(self.augment, self.image_size, self.in_channels)
-        return self._policy
+        return self._fit_to_images()[2]
 
     @property
     def order_hash(self) -> str:
@@ -169,9 +163,16 @@ class ImageData(L.LightningDataModule):
         """Load the data, and check everything that depends on it."""
         if stage in (None, "fit"):
             check_global_batch_size(self.global_batch_size, self.train_n, self._world)
-        assert self.policy
-        assert self.mean
-        assert self.std
+        self._fit_to_images()
+
+    def _fit_to_images(self) -> tuple[Policy, tuple[float, ...], tuple[float, ...]]:
+        """Policy, mean and std for these images; raises ValueError where an option does not fit them."""
+        policy = build_policy(self.augment, self.image_size, self.in_channels)
+        mean = self._per_channel("mean", self._asked_mean, self.source.mean)
+        std = self._per_channel("std", self._asked_std, self.source.std)
+        if not all(value > 0 for value in std):
+            raise ValueError(f"--data.std is {list(std)}: every value must be positive")
+        return policy, mean, std
 
     @property
     def _rank(self) -> int:

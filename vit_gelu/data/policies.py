@@ -71,9 +71,8 @@ def build_policy(
 
 
 def _entries(spec: str | Sequence[str]) -> list[str]:
-    if not isinstance(spec, str):
-        return [entry for part in spec for entry in _entries(part)]
-    inside = spec.strip()
+    # Joined before it is split: YAML cuts [random_crop(4, edge), flip] at every comma.
+    inside = (spec if isinstance(spec, str) else ", ".join(spec)).strip()
     if inside.startswith("[") and inside.endswith("]"):
         inside = inside[1:-1]
     parts = (part.strip().strip("'\"").strip() for part in _TOP_LEVEL_COMMA.split(inside))

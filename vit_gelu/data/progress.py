@@ -1,6 +1,7 @@
-"""How far along: a bar on a terminal, a line per tenth elsewhere."""
+"""How far along: a bar on a terminal, elsewhere a line per tenth of what takes long."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+QUIET_SECONDS = 2.0
 UNKNOWN_STEP = {"bytes": 10_000_000, "images": 1000}
 
 
@@ -47,14 +49,14 @@ def progress(what: str, total: int | None, unit: str = "bytes") -> Iterator[Call
 
 def _lines(what: str, total: int | None, unit: str) -> Callable[[int], None]:
     step = max(1, total // 10) if total else UNKNOWN_STEP[unit]
-    shown = 0
+    shown, start = 0, time.monotonic()
 
     def amount(n: int) -> str:
         return f"{n / 1e6:.1f} MB" if unit == "bytes" else f"{n} {unit}"
 
     def update(done: int) -> None:
         nonlocal shown
-        if done // step > shown:
+        if done // step > shown and time.monotonic() - start > QUIET_SECONDS:
             shown = done // step
             of = f" of {amount(total)}, {100 * done // total} %" if total else ""
             print(f"{what}: {amount(done)}{of}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from vit_gelu.data.digits import load_digits
 from vit_gelu.data.fingerprint import fingerprint
 from vit_gelu.data.folder import load_folder
 from vit_gelu.data.resize import resize_images
-from vit_gelu.data.split import stratified_split
+from vit_gelu.data.split import divide, stratified_split
 from vit_gelu.data.statistics import pixel_statistics
 from vit_gelu.suggest import unknown
 
@@ -138,7 +138,7 @@ def _describe(name: str, parts: Parts, val_fraction: float, split_seed: int, bas
             raise ValueError(
                 f"--data.name {name}: no class has two train images, so none can be split off for validation"
             )
-        train, val = train.take(kept), train.take(aside)
+        train, val = divide(train, kept, aside)
     return Source(
         name=name,
         train=train,

@@ -9,6 +9,7 @@ from torch import Tensor
 # Sums of up to 256 squares of bytes stay below 2**24: exact in float32, in whatever order they are added.
 EXACT_ROWS = 256
 CHUNK_PIXELS = 200_000
+LONGEST_ROW = 8192
 
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -29,13 +30,17 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     ((0.5,), (0.5,))
     """
     n, c, h, w = images.shape
-    rows = min(EXACT_ROWS, max(1, CHUNK_PIXELS // (c * h * w)))
-    totals = np.zeros(h * w * c, dtype=np.int64)
+    # Rows short enough that a chunk of them stays in the processor's cache.
+    rows = "n (h w c)" if c * h * w <= LONGEST_ROW else "(n h) (w c)"
+    width = c * h * w if c * h * w <= LONGEST_ROW else c * w
+    totals = np.zeros(width, dtype=np.int64)
     squares = np.zeros_like(totals)
-    for chunk in images.split(rows):
-        x = rearrange(chunk.numpy(), "n c h w -> n (h w c)").astype(np.float32)
-        totals += x.sum(0).astype(np.int64)
-        squares += np.einsum("np,np->p", x, x).astype(np.int64)
+    for chunk in images.split(max(1, CHUNK_PIXELS // (c * h * w))):
+        flat = rearrange(chunk.numpy(), f"n c h w -> {rows}")
+        for start in range(0, len(flat), EXACT_ROWS):
+            x = flat[start : start + EXACT_ROWS].astype(np.float32)
+            totals += x.sum(0).astype(np.int64)
+            squares += np.einsum("np,np->p", x, x).astype(np.int64)
     count = n * h * w
     means, deviations = [], []
     for channel in range(c):

@@ -89,6 +89,8 @@ def train(
     except Diverged as error:
         record |= {"status": "diverged", "diverged_step": error.step, "diverged_lr": _finite(error.lr)}
         record |= _describe(module, data, trainer, config, monitor)
+        record |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": monitor.seconds}
+        record |= {"val": None, "test": None, "speed": None}
         if trainer.is_global_zero:
             write_json(folder / "record.json", record)
         raise

@@ -1,0 +1,243 @@
+"""Every mistake: exit code 2, a few lines that name option, value and nearest choice, nothing left on disk."""
+
+import numpy as np
+import pytest
+
+from tests.training.helpers import arguments, in_process, train
+from vit_gelu.cli import main
+
+
+def failure(capsys, argv):
+    """Run a command that must fail as a user's mistake; its message."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert 1 <= len(message.splitlines()) <= 6
+    assert all(len(line) < 600 for line in message.splitlines())
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"activation": "glue"}, ["--activation", "'glue'", "Did you mean 'gelu'"]),
+        ({"model__activation": "Relu6"}, ["--activation", "'relu'"]),
+        ({"activation": "torch.nn.ReLUU"}, ["torch.nn.ReLUU", "ReLU"]),
+        ({"activation": "no_such_package.Act"}, ["no_such_package"]),
+        ({"model__activation_kwargs": "{slope: 1}"}, ["slope"]),
+        ({"model__depht": 3}, ["--model.depht", "--model.depth"]),
+        ({"trainer__acclerator": "cpu"}, ["--trainer.acclerator", "--trainer.accelerator"]),
+        ({"data__name": "cifar11"}, ["--data.name", "cifar11", "cifar10"]),
+        ({"data__augment": "crop_flop"}, ["--data.augment", "crop_flop", "crop_flip"]),
+        ({"data__augment": "random_crop(99)"}, ["random_crop", "99"]),
+        ({"model__optimizer": "adamv"}, ["--model.optimizer", "adamv", "adam"]),
+        ({"model__optimizer_kwargs": "{beta: 1}"}, ["beta", "betas"]),
+        ({"model__schedule": "cosin"}, ["--model.schedule", "cosin"]),
+        ({"model__name": "vit_tin"}, ["--model.name", "vit_tin", "vit_tiny"]),
+        ({"model__patch_size": 3}, ["--model.patch_size", "3", "divisors"]),
+        ({"model__num_heads": 5}, ["--model.num_heads", "5", "32"]),
+        ({"model__pooling": "men"}, ["--model.pooling", "men", "mean"]),
+        ({"model__drop_path": 1.5}, ["--model.drop_path", "1.5"]),
+        ({"model__lr": -1}, ["--model.lr", "-1"]),
+        ({"model__lr": "fast"}, ["--model.lr", "fast", "float"]),
+        ({"model__label_smoothing": 1}, ["--model.label_smoothing", "1"]),
+        ({"model__ema_decay": 1}, ["--model.ema_decay", "1"]),
+        ({"model__warmup_epochs": 3}, ["--model.warmup_epochs", "30 steps", "20"]),
+        ({"trainer__max_epochs": "abc"}, ["--trainer.max_epochs", "abc", "int"]),
+        ({"trainer__precision": "bf17"}, ["--trainer.precision", "bf17", "bf16"]),
+        ({"trainer__accelerator": "gpu"}, ["--trainer", "gpu"]),
+        ({"seed": "abc"}, ["--seed", "abc", "int"]),
+        ({"data__global_batch_size": 5000}, ["--data.global_batch_size", "5000", "1294"]),
+        ({"data__mixup": -1}, ["mixup", "-1"]),
+        ({"test_checkpoint": "first"}, ["--test_checkpoint", "first", "best"]),
+        ({"loggers": "[cvs]"}, ["--loggers", "cvs", "csv"]),
+        ({"ckpt_path": "nowhere.ckpt"}, ["nowhere.ckpt"]),
+        ({"ckpt_path": "last"}, ["--ckpt_path last", "no"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_wrong_options(capsys, tmp_path, options, expected):
+    message = failure(capsys, ["train", *arguments(tmp_path / "run", **options)])
+    for part in expected:
+        assert part in message, message
+    assert not (tmp_path / "run").exists(), "a run that never began left a folder"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "expected"),
+    [
+        ("model: {depht: 3}", ["--model.depht", "--model.depth"]),
+        ("modle: {depth: 3}", ["modle", "--model.depth"]),
+        ("model: {depth: deep}", ["--model.depth", "deep", "int"]),
+        ("model: {activation: glue}", ["'glue'", "'gelu'"]),
+        ("model: [unclosed", ["line"]),
+        ("trainer: {max_epoch: 3}", ["max_epoch", "max_epochs"]),
+    ],
+)
+def test_wrong_yaml(capsys, tmp_path, yaml, expected):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml + "\n")
+    message = failure(capsys, ["train", "--config", str(recipe), "--out", str(tmp_path / "run")])
+    for part in expected:
+        assert part in message, message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["trian"], ["trian", "train"]),
+        (["train", "--config", "digitz"], ["digitz", "digits"]),
+        (["train", "--config"], ["--config", "expects"]),
+        (["train", "digits"], ["digits", "--config"]),
+        (["train", "--resume", "nowhere"], ["--resume nowhere", "config.yaml"]),
+        (["train", "--resume"], ["--resume", "expects"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_commands(capsys, argv, expected):
+    message = failure(capsys, argv)
+    for part in expected:
+        assert part in message, message
+
+
+def test_missing_data_offline(capsys, tmp_path):
+    """A mirror that answers nothing is all that there is."""
+    options = {
+        "data__name": "cifar10",
+        "data__root": tmp_path / "data",
+        "data__mirror": "http://127.0.0.1:9",
+        "data__augment": "none",
+    }
+    message = failure(capsys, ["train", *arguments(tmp_path / "run", **options)])
+    assert "cifar" in message
+    assert str(tmp_path / "data") in message
+    assert not (tmp_path / "run").exists()
+
+
+def arrays(**changes):
+    """A small valid array file's content, with changes."""
+    generator = np.random.default_rng(0)
+    content = {
+        "train_images": generator.integers(0, 256, (40, 8, 8), dtype=np.uint8),
+        "train_labels": np.arange(40) % 4,
+        "test_images": generator.integers(0, 256, (8, 8, 8), dtype=np.uint8),
+        "test_labels": np.arange(8) % 4,
+    } | changes
+    return {k: v for k, v in content.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"test_labels": None}, "test_labels"),
+        ({"train_images": np.zeros((40, 8, 8), np.float32)}, "float32"),
+        ({"train_labels": np.arange(39) % 4}, "39"),
+        ({"train_labels": np.arange(40) % 4 - 1}, "-1"),
+        ({"class_names": np.array(["a", "b", "c"])}, "3"),
+        ({"train_images": np.zeros((40, 8), np.uint8)}, "train_images"),
+        ({"train_labels": np.array([object()] * 40)}, "train_labels"),
+    ],
+    ids=["missing", "float", "lengths", "negative", "out-of-range", "shape", "pickle"],
+)
+def test_broken_array_files(capsys, tmp_path, changes, expected):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays(**changes))
+    options = {"data__name": path, "data__global_batch_size": 8}
+    message = failure(capsys, ["train", *arguments(tmp_path / "run", **options)])
+    assert expected in message
+    assert "mine.npz" in message
+
+
+def test_truncated_array_file(capsys, tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:-100])
+    message = failure(
+        capsys, ["train", *arguments(tmp_path / "run", data__name=path, data__global_batch_size=8)]
+    )
+    assert "mine.npz" in message
+
+
+def test_unreadable_image_and_empty_class_are_named(capsys, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "set" / split / name / f"{i}.png")
+    options = {"data__name": tmp_path / "set", "data__global_batch_size": 4, "data__image_size": 8}
+    broken = tmp_path / "set" / "train" / "dog" / "3.png"
+    good = broken.read_bytes()
+    broken.write_bytes(b"not an image")
+    message = failure(capsys, ["train", *arguments(tmp_path / "run", **options)])
+    assert str(broken) in message
+    broken.write_bytes(good)
+    (tmp_path / "set" / "train" / "bird").mkdir()
+    message = failure(capsys, ["train", *arguments(tmp_path / "run", **options)])
+    assert "bird" in message
+
+
+def test_a_finished_run_is_never_overwritten(capsys, tmp_path):
+    out = tmp_path / "run"
+    train(out, trainer__max_epochs=1, trainer__limit_train_batches=2)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    message = failure(capsys, ["train", *arguments(out, trainer__max_epochs=1)])
+    assert "finished run" in message
+    assert str(out) in message
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_without_out_a_new_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = arguments(tmp_path, trainer__max_epochs=1, trainer__limit_train_batches=2)
+    place = argv.index("--out")
+    argv = argv[:place] + argv[place + 2 :]
+    for _ in range(2):
+        main(["train", *argv])
+    names = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert names == ["digits-vit_tiny-gelu-seed0", "digits-vit_tiny-gelu-seed0-2"]
+
+
+def test_broken_checkpoint_and_foreign_checkpoint(capsys, tmp_path):
+    import torch
+
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"PK\x03\x04 nothing")
+    assert "broken.ckpt" in failure(capsys, ["train", *arguments(tmp_path / "a", ckpt_path=broken)])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    assert "foreign.ckpt" in failure(capsys, ["train", *arguments(tmp_path / "b", ckpt_path=foreign)])
+
+
+def test_divergence_is_named_and_recorded(tmp_path, capsys):
+    import json
+
+    out = tmp_path / "run"
+    options = {
+        "activation": "relu_squared",
+        "model__lr": 1e18,
+        "model__optimizer": "sgd",
+        "model__schedule": "constant",
+    }
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments(out, **options)])
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    record = json.loads((out / "record.json").read_text())
+    assert record["status"] == "diverged"
+    assert f"step {record['diverged_step']}" in message
+    assert "learning rate 1e+18" in message
+    assert record["diverged_lr"] == 1e18
+    assert record["test"] is None
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    done = in_process(["train", *arguments(tmp_path / "run", activation="glue")])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("vit-gelu train: error: --activation: unknown activation 'glue'")
+    assert len(done.stderr.splitlines()) == 1
