@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -321,3 +323,23 @@ def test_as_a_process(digits_run, tmp_path):
     record = json.loads((digits_run / "record.json").read_text())
     assert json.loads(done.stdout)["correct"] == record["test"]["correct"]
     assert done.stderr == ""
+
+
+def test_a_hundred_classes_fit_on_a_screen():
+    from rich.console import Console
+
+    from vit_gelu.cli.evaluation_files import class_rows
+    from vit_gelu.cli.evaluation_table import print_classes
+
+    names = [f"[class]_{i:03}" for i in range(100)]
+    confusion = torch.diag(torch.arange(100)) + torch.roll(torch.diag(100 - torch.arange(100)), 1, dims=1)
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    print_classes(console, class_rows(confusion, names))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 60
+    table = "\n".join(lines[: lines.index("most often mistaken:")])
+    for i, name in enumerate(names):
+        assert re.search(rf"{re.escape(name)} +{i}\.0\b", table), name
+    assert lines[1].startswith(names[0])  # worst first
+    assert f"{names[0]} for {names[1]}: 100 of 100" in lines[lines.index("most often mistaken:") + 1]

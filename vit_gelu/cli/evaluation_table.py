@@ -32,7 +32,7 @@ def print_classes(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(_side_by_side(_worst_first(rows), console.width))
     pairs = sorted((r for r in rows if r["taken_for_n"]), key=lambda r: -r["taken_for_n"] / r["n"])
     if pairs:
-        console.print("most often mistaken:")
+        console.print("\nmost often mistaken:")
     for row in pairs[:PAIRS_SHOWN]:
         text = f"  {row['class']} for {row['taken_for']}: {row['taken_for_n']} of {row['n']}"
         console.print(escape(text), highlight=False)
