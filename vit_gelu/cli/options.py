@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import SUPPRESS, Namespace
@@ -14,75 +14,19 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.train import LOGGERS, free_folder, is_main_process
+from vit_gelu.cli.parser import Parser
+from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
-from vit_gelu.suggest import nearest, unknown
+from vit_gelu.suggest import unknown
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
 from vit_gelu.training.logs import MetricsFile
 from vit_gelu.training.module import ClassificationModule
-from vit_gelu.training.record import config_hash, read_record
+from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
-# Options that users know by another name than the parser's.
-_FLAGS = {"seed_everything": "seed"}
-FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one ``UsageError``, in the user's own terms."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(self.explain(message)) from None
-
-    def option_names(self) -> list[str]:
-        """All options, with their leading dashes."""
-        return sorted(
-            {
-                s
-                for a in self._actions
-                for s in a.option_strings
-                if s.startswith("--") and not s.endswith(".help")
-            }
-        )
-
-    def explain(self, message: str) -> str:
-        """The message of the parser, shortened, with the nearest valid option where one was mistyped."""
-        unrecognized = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-        if unrecognized and not unrecognized[1].startswith("-"):
-            word = unrecognized[1]
-            return f"unexpected argument {word!r}: every value belongs to an option, such as --config {word}"
-        key = _first(
-            message,
-            r"[Uu]nrecognized arguments: -+([\w.-]+)",
-            r"[Kk]ey [\"']?([\w.]+)[\"']? is not expected",
-            r"Option '([\w.]+)' is not accepted",
-        )
-        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-        if group:
-            key = f"{group[1]}.{group[2]}"
-        if key is not None:
-            choices = [name.lstrip("-") for name in self.option_names()]
-            close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
-            hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
-            return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
-        key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
-        if key is not None and value is not None:
-            literals = re.findall(r"Literal\[([^\]]*)\]", message)
-            if literals:
-                choices = list(dict.fromkeys(c.strip(" '\"") for part in literals for c in part.split(",")))
-                return f"--{_FLAGS.get(key, key)}: " + unknown("value", value.strip(), choices)
-            kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
-            kind = " or ".join(dict.fromkeys(k for k in kinds if k != "NoneType")) or "another type"
-            return f"--{_FLAGS.get(key, key)} {value.strip()}: must be of type {kind}"
-        lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-        return "\n".join(line[:300] for line in lines[:4])
-
-
-def _first(text: str, *patterns: str) -> str | None:
-    """What the first pattern that matches has in its group."""
-    return next((m[1] for p in patterns if (m := re.search(p, text))), None)
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 class TrainCLI(LightningCLI):
@@ -148,47 +92,12 @@ class TrainCLI(LightningCLI):
         if config.test_checkpoint not in ("last", "best"):
             raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
         self.resolved = self._plain(config)
-        self.folder = self._choose_folder()
+        self.folder = choose_folder(config, self.resolved)
         self.ckpt_path = self._choose_checkpoint()
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
         text = self.parser.dump(config, skip_none=False, skip_link_targets=True, format="yaml")
         return {k: v for k, v in yaml.safe_load(text).items() if k not in PLACE}
-
-    def _choose_folder(self) -> Path:
-        config = self.config
-        if config.out is not None:
-            return Path(config.out)
-        if FOLDER_VARIABLE in os.environ and not is_main_process():
-            return Path(os.environ[FOLDER_VARIABLE])
-        if config.ckpt_path not in (None, "last"):
-            checkpoint = find_checkpoint(config.ckpt_path)
-            if (checkpoint.parent.parent / "config.yaml").is_file():
-                return checkpoint.parent.parent
-        data, model = Path(config.data.name).stem, config.model.name.replace("/", "-")
-        activation = config.model.activation.rsplit(".", 1)[-1]
-        base = Path("runs") / f"{data}-{model}-{activation}-seed{config.seed_everything}"
-        if config.ckpt_path == "last":
-            return self._newest_like(base)
-        return free_folder(base)
-
-    def _newest_like(self, base: Path) -> Path:
-        wanted = config_hash(self.resolved)
-        seed = self.resolved["seed_everything"]
-        found = []
-        for file in base.parent.glob("*/config.yaml"):
-            other = yaml.safe_load(file.read_text())
-            if (
-                isinstance(other, dict)
-                and config_hash(other) == wanted
-                and other.get("seed_everything") == seed
-            ):
-                found.append(file)
-        if not found:
-            raise UsageError(
-                f"--ckpt_path last: no run of these options under {base.parent}/; name its folder with --resume DIR"
-            )
-        return max(found, key=lambda f: f.stat().st_mtime).parent
 
     def _choose_checkpoint(self) -> Path | None:
         asked = self.config.ckpt_path

@@ -1,7 +1,5 @@
 """``vit-gelu train``: from options to a finished run folder."""
 
-import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -54,8 +52,6 @@ examples:
   vit-gelu train --activation my_package.MyAct --trainer.devices 8
   vit-gelu train --resume runs/cifar10-vit_tiny-gelu-seed0
 """
-
-LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 def main(argv: list[str]) -> int:
@@ -182,21 +178,6 @@ def _resume_arguments(argv: list[str], folder: str) -> list[str]:
         elif not argument.startswith("--resume="):
             rest.append(argument)
     return ["--config", str(config), "--out", folder, "--ckpt_path", "last", *rest]
-
-
-def is_main_process() -> bool:
-    """Whether this process is the first of its run; known before torch.distributed starts."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-
-
-def free_folder(base: Path) -> Path:
-    """``base``, or ``base-2``, ``base-3`` … : the first that does not exist."""
-    if not base.exists():
-        return base
-    taken = [
-        int(m[1]) for p in base.parent.glob(f"{base.name}-*") if (m := re.fullmatch(r".*-(\d+)", p.name))
-    ]
-    return base.with_name(f"{base.name}-{max([1, *taken]) + 1}")
 
 
 def print_result(record: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vit_gelu.activations import build_activation
 from vit_gelu.models import options
 from vit_gelu.models.initialisation import initialise
-from vit_gelu.models.layers import Attention, Block, hidden_size
+from vit_gelu.models.layers import Attention, Block, PatchDropout, hidden_size
 from vit_gelu.models.position import sincos2d
 from vit_gelu.models.stem import build_stem
 from vit_gelu.randomness import key
@@ -61,6 +61,7 @@ class VisionTransformer(nn.Module):
         dropout: after every dense layer but qkv and the head, and after the position embedding
             (ViT paper, appendix B.1).
         attention_dropout: of the attention weights.
+        patch_dropout: share of the patch tokens left out in training, per sample (arXiv:2208.07220).
         drop_path: chance of dropping a residual branch in the last block; grows linearly from 0 in the first.
         layer_scale: initial LayerScale of the branches; null: none.
         qkv_bias: bias of the query, key and value projections.
@@ -109,6 +110,7 @@ class VisionTransformer(nn.Module):
         register_tokens: int = 0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        patch_dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         qkv_bias: bool = True,
@@ -175,6 +177,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed: Tensor | None = None
             self._add_position_embedding(position_embedding, embed_dim, no_embed_class)
             self.pos_drop = nn.Dropout(options.rate("dropout", dropout))
+            self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens)
             self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
             self.blocks = nn.Sequential(
                 *(
@@ -254,7 +257,7 @@ class VisionTransformer(nn.Module):
             x = torch.cat([*prefix, x], dim=1)
         if self.pos_embed is not None and self._embeds_prefix:
             x = x + self.pos_embed
-        return self.norm_pre(self.pos_drop(x))
+        return self.norm_pre(self.patch_drop(self.pos_drop(x)))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) -> tokens after the last block and norm, (b, num_tokens, embed_dim)."""

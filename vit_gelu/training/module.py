@@ -35,6 +35,8 @@ class ClassificationModule(pl.LightningModule):
         position_embedding: learned, sincos2d or none.
         dropout: Dropout rate after projections and embeddings.
         attention_dropout: Dropout rate of attention weights.
+        patch_dropout: Share of the patches left out of each training image.
+        patch_dropout_until: Share of the training after which all patches are seen again.
         drop_path: Stochastic depth rate of the last block; earlier ones rise to it linearly.
         layer_scale: Initial LayerScale factor; off if not given.
         qk_norm: LayerNorm on queries and keys.
@@ -72,6 +74,8 @@ class ClassificationModule(pl.LightningModule):
         position_embedding: str = "learned",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        patch_dropout: float = 0.0,
+        patch_dropout_until: float = 1.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         qk_norm: bool = False,
@@ -107,6 +111,9 @@ class ClassificationModule(pl.LightningModule):
             raise ValueError(f"--model.ema_decay {ema_decay}: must lie between 0 and 1")
         if not warmup_epochs >= 0:
             raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
+        if not 0 <= patch_dropout_until <= 1:
+            raise ValueError(f"--model.patch_dropout_until {patch_dropout_until}: must lie between 0 and 1")
+        self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.network_options: dict[str, Any] = {
             "name": name,
             "activation": activation,
@@ -118,6 +125,7 @@ class ClassificationModule(pl.LightningModule):
             "position_embedding": position_embedding,
             "dropout": dropout,
             "attention_dropout": attention_dropout,
+            "patch_dropout": patch_dropout,
             "drop_path": drop_path,
             "layer_scale": layer_scale,
             "qk_norm": qk_norm,
@@ -175,6 +183,8 @@ class ClassificationModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         seed_noise(self.seed, step, self.global_rank)
+        drops = self.trainer.global_step < self.patch_dropout_until * self.trainer.estimated_stepping_batches
+        self.network.patch_drop.p = self.patch_dropout if drops else 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.

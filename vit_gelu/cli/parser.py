@@ -1,0 +1,67 @@
+"""A LightningCLI parser whose errors fit in a line or two."""
+
+import re
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from vit_gelu.cli.errors import UsageError
+from vit_gelu.suggest import nearest, unknown
+
+# Options that users know by another name than the parser's.
+_FLAGS = {"seed_everything": "seed"}
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one ``UsageError``, in the user's own terms."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(self.explain(message)) from None
+
+    def option_names(self) -> list[str]:
+        """All options, with their leading dashes."""
+        return sorted(
+            {
+                s
+                for a in self._actions
+                for s in a.option_strings
+                if s.startswith("--") and not s.endswith(".help")
+            }
+        )
+
+    def explain(self, message: str) -> str:
+        """The message of the parser, shortened, with the nearest valid option where one was mistyped."""
+        unrecognized = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        if unrecognized and not unrecognized[1].startswith("-"):
+            word = unrecognized[1]
+            return f"unexpected argument {word!r}: every value belongs to an option, such as --config {word}"
+        key = _first(
+            message,
+            r"[Uu]nrecognized arguments: -+([\w.-]+)",
+            r"[Kk]ey [\"']?([\w.]+)[\"']? is not expected",
+            r"Option '([\w.]+)' is not accepted",
+        )
+        group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        if group:
+            key = f"{group[1]}.{group[2]}"
+        if key is not None:
+            choices = [name.lstrip("-") for name in self.option_names()]
+            close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
+            hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
+            return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
+        key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
+        if key is not None and value is not None:
+            literals = re.findall(r"Literal\[([^\]]*)\]", message)
+            if literals:
+                choices = list(dict.fromkeys(c.strip(" '\"") for part in literals for c in part.split(",")))
+                return f"--{_FLAGS.get(key, key)}: " + unknown("value", value.strip(), choices)
+            kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
+            kind = " or ".join(dict.fromkeys(k for k in kinds if k != "NoneType")) or "another type"
+            return f"--{_FLAGS.get(key, key)} {value.strip()}: must be of type {kind}"
+        lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+        return "\n".join(line[:300] for line in lines[:4])
+
+
+def _first(text: str, *patterns: str) -> str | None:
+    """What the first pattern that matches has in its group."""
+    return next((m[1] for p in patterns if (m := re.search(p, text))), None)

@@ -1,0 +1,72 @@
+"""Where a run lives: a folder that is chosen once, by the first process, and never overwritten."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vit_gelu.cli.errors import UsageError
+from vit_gelu.training.checkpoint import find_checkpoint
+from vit_gelu.training.record import config_hash
+
+FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of its run; known before torch.distributed starts."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def free_folder(base: Path) -> Path:
+    """``base``, or ``base-2``, ``base-3`` … : the first that does not exist."""
+    if not base.exists():
+        return base
+    taken = [
+        int(m[1]) for p in base.parent.glob(f"{base.name}-*") if (m := re.fullmatch(r".*-(\d+)", p.name))
+    ]
+    return base.with_name(f"{base.name}-{max([1, *taken]) + 1}")
+
+
+def choose_folder(config: Any, resolved: dict[str, Any]) -> Path:
+    """The run folder that the options mean.
+
+    Args:
+        config: the parsed options.
+        resolved: the same as plain types, for finding the run that ``--ckpt_path last`` goes on with.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if config.out is not None:
+        return Path(config.out)
+    if FOLDER_VARIABLE in os.environ and not is_main_process():
+        return Path(os.environ[FOLDER_VARIABLE])
+    if config.ckpt_path not in (None, "last"):
+        checkpoint = find_checkpoint(config.ckpt_path)
+        if (checkpoint.parent.parent / "config.yaml").is_file():
+            return checkpoint.parent.parent
+    data, model = Path(config.data.name).stem, config.model.name.replace("/", "-")
+    activation = config.model.activation.rsplit(".", 1)[-1]
+    base = Path("runs") / f"{data}-{model}-{activation}-seed{config.seed_everything}"
+    return newest_like(base.parent, resolved) if config.ckpt_path == "last" else free_folder(base)
+
+
+def newest_like(runs: Path, resolved: dict[str, Any]) -> Path:
+    """The run folder under ``runs`` with these options and this seed that was begun last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    wanted, seed = config_hash(resolved), resolved["seed_everything"]
+    found = []
+    for file in runs.glob("*/config.yaml"):
+        other = yaml.safe_load(file.read_text())
+        if isinstance(other, dict) and config_hash(other) == wanted and other.get("seed_everything") == seed:
+            found.append(file)
+    if not found:
+        raise UsageError(
+            f"--ckpt_path last: no run of these options under {runs}/; name its folder with --resume DIR"
+        )
+    return max(found, key=lambda f: f.stat().st_mtime).parent
