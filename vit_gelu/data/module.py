@@ -42,7 +42,7 @@ class ImageData(L.LightningDataModule):
         augment: str | list[str] = "crop_flip",
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         val_fraction: float = 0.1,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -50,7 +50,8 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.seed = 0  # of the run; whoever sets up the run sets it before the first batch
-        self._asked_name, self.root, self.mirror = name, root, mirror
+        self.name = self._asked_name = name
+        self.root, self.mirror = root, mirror
         self.global_batch_size, self.eval_batch_size = global_batch_size, eval_batch_size
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.val_fraction, self.num_workers = val_fraction, num_workers
