@@ -42,6 +42,16 @@ def test_batches_show_the_images_that_their_indices_name():
                 torch.testing.assert_close(image[c], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_memory_layout_changes_nothing_and_is_kept():
+    images = make_images()
+    last = ImageArrays(images.images.contiguous(memory_format=torch.channels_last), images.labels)
+    loader = make_loader(last, policy="crop_flip")
+    assert loader._fetch._stored.data_ptr() == last.images.data_ptr()
+    for batch, other in zip(loader, make_loader(images, policy="crop_flip"), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert batch.images.is_contiguous()
+
+
 def test_order_is_the_documented_permutation_and_the_rest_is_left_out():
     loader = make_loader()
     for epoch in range(3):

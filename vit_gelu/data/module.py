@@ -59,6 +59,7 @@ class ImageData(L.LightningDataModule):
         self._source: Source | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None
+        self._loads_for: L.Trainer | None = None
         self._resume_from: dict[str, Any] | None = None
         # What can be wrong without having seen the data is said before the data is looked for.
         build_policy(augment)
@@ -188,22 +189,19 @@ class ImageData(L.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _part(self, part: str) -> Images:
-        """A part of the data set, on the device if it fits in memory: moved once, shared by all loaders."""
+        """A part of the data set; arrays on the device, moved there once and shared by all loaders."""
         images: Images = getattr(self.source, part)
         if isinstance(images, ImageArrays):
             held = self._on_device.get(part)
             if not isinstance(held, ImageArrays) or held.images.device != self._device:
-                held = ImageArrays(
-                    images.images.to(self._device).contiguous(), images.labels.to(self._device)
-                )
+                held = ImageArrays(images.images.to(self._device), images.labels.to(self._device))
             images = self._on_device[part] = held
         return images
 
     def train_dataloader(self) -> TrainLoader:
         """The training batches: in a resumed run from where the checkpoint left them."""
-        # Asked again in one run (reload_dataloaders_every_n_epochs), the same loader goes on.
-        running = self.trainer is not None and self.trainer.fit_loop.epoch_progress.current.ready > 0
-        if self._train_loader is not None and running and self._resume_from is None:
+        # Asked again by one Trainer (reload_dataloaders_every_n_epochs), the same loader goes on.
+        if self._train_loader is not None and self.trainer is not None and self._loads_for is self.trainer:
             return self._train_loader
         loader = TrainLoader(
             self._part("train"),
@@ -224,7 +222,7 @@ class ImageData(L.LightningDataModule):
         if self._resume_from is not None:
             loader.load_state_dict(self._resume_from)
             self._resume_from = None
-        self._train_loader = loader
+        self._train_loader, self._loads_for = loader, self.trainer
         return loader
 
     def val_dataloader(self) -> EvalLoader:
