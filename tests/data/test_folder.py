@@ -102,11 +102,6 @@ def change_content(folder):
     Image.fromarray(pixels).save(folder / "train" / "cat" / "1.png")
 
 
-def touch(folder):
-    Image.fromarray(np.full((24, 24, 3), 9, np.uint8)).save(folder / "test" / "dog" / "0.PNG")
-    os.utime(folder / "test" / "dog" / "0.PNG", ns=(1, 1))
-
-
 def rename(folder):
     (folder / "train" / "cat" / "1.png").rename(folder / "train" / "cat" / "9.png")
 
@@ -119,7 +114,7 @@ def remove(folder):
     (folder / "train" / "eel" / "5.png").unlink()
 
 
-@pytest.mark.parametrize("change", [change_content, touch, rename, add, remove])
+@pytest.mark.parametrize("change", [change_content, rename, add, remove])
 def test_a_changed_folder_is_decoded_again(make, load, change, tmp_path):
     folder = make("train", "test")
     before = load(folder).fingerprint
@@ -129,6 +124,21 @@ def test_a_changed_folder_is_decoded_again(make, load, change, tmp_path):
     assert same_images(merge(after.train, after.val), peer(folder / "train"))
     assert same_images(after.test, peer(folder / "test"))
     assert len(os.listdir(tmp_path / "cache" / "folders")) == 1
+
+
+def test_a_file_of_the_same_size_but_another_time_is_decoded_again(make, load):
+    folder = make("train", "test")
+    path = folder / "test" / "dog" / "0.PNG"
+
+    def write(value, seconds):
+        Image.fromarray(np.full((24, 24, 3), value, np.uint8)).save(path, compress_level=0)
+        os.utime(path, (seconds, seconds))
+        return path.stat().st_size
+
+    size = write(1, 1000)
+    before = load(folder).fingerprint
+    assert write(2, 1001) == size
+    assert load(folder).fingerprint != before
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken"])
