@@ -42,6 +42,16 @@ def test_batches_show_the_images_that_their_indices_name():
                 torch.testing.assert_close(image[c], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_memory_layout_changes_nothing_and_is_kept():
+    images = make_images()
+    last = ImageArrays(images.images.contiguous(memory_format=torch.channels_last), images.labels)
+    loader = make_loader(last, policy="crop_flip")
+    assert loader._fetch._stored.data_ptr() == last.images.data_ptr()
+    for batch, other in zip(loader, make_loader(images, policy="crop_flip"), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert batch.images.is_contiguous()
+
+
 def test_order_is_the_documented_permutation_and_the_rest_is_left_out():
     loader = make_loader()
     for epoch in range(3):
@@ -193,3 +203,24 @@ def test_normalize_equals_torchvision():
     images = make_images().images
     expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
     torch.testing.assert_close(Normalize(MEAN, STD)(images), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("policy", ["crop_flip", "imagenet_strong", "color_jitter(hue=0.1), affine"])
+def test_batches_on_a_gpu_equal_those_on_the_cpu_without_waiting(policy):
+    options = {"images": make_images(64, 32), "policy": policy, "mixup": 0.8, "cutmix": 1.0}
+    here, there = make_loader(**options), make_loader(device="cuda", **options)
+    batches = iter(there)
+    shown = [next(batches)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        shown.extend(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(here, shown, strict=True):
+        assert torch.equal(ours.indices, theirs.indices.cpu())
+        torch.testing.assert_close(theirs.targets.cpu(), ours.targets, rtol=0, atol=1e-5)
+        # A level is 1 / 255 / std; sampling may fall on either side of a tie.
+        apart = (theirs.images.cpu() - ours.images).abs() > 2.5 / 255 / min(STD)
+        assert apart.float().mean() < 0.01
+    assert here.order_hash == there.order_hash

@@ -214,7 +214,7 @@ def test_batches_are_not_moved_again():
 def test_arrays_are_shared_by_loaders():
     data = make_data()
     first, second = data.val_dataloader(), data.val_dataloader()
-    assert first._fetch._images.data_ptr() == second._fetch._images.data_ptr()
+    assert first._fetch._stored.data_ptr() == second._fetch._stored.data_ptr()
 
 
 def test_what_is_known_after_loading():

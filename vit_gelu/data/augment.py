@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vit_gelu.data.transfer import send
 from vit_gelu.randomness import key, uniform
 
 
@@ -46,7 +47,7 @@ class Draw:
 
     def to(self, device: torch.device) -> "Draw":
         """The same numbers, drawn on that device."""
-        return dataclasses.replace(self, indices=self.indices.to(device, non_blocking=True))
+        return dataclasses.replace(self, indices=send(self.indices, device))
 
 
 def whole_number(u: Tensor, choices: int | Tensor) -> Tensor:
@@ -133,8 +134,8 @@ def remap(images: Tensor, rows: Tensor, columns: Tensor, fill: Fill | None = Non
     if fill is not None:
         # Row 0 and column 0 of the padded image are the outside: a mask over pixels costs twice the gather.
         images, rows, columns = _pad_top_left(images, fill), rows + 1, columns + 1
-    rows = rows.to(images.device, non_blocking=True)
-    columns = columns.to(images.device, non_blocking=True)
+    rows = send(rows, images.device)
+    columns = send(columns, images.device)
     b, c, h, w = images.shape
     pixel = rearrange(rows, "b y -> b y 1") * w + rearrange(columns, "b x -> b 1 x")
     pixel = rearrange(pixel, "b y x -> b 1 (y x)").expand(b, c, -1)
@@ -167,7 +168,7 @@ def replace_rows(images: Tensor, rows: Tensor, function: Callable[[Tensor], Tens
         function: from and to (r, c, h, w).
     """
     if len(rows):
-        there = rows.to(images.device, non_blocking=True)
+        there = send(rows, images.device)
         images.index_copy_(0, there, function(images.index_select(0, there)))
     return images
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_gelu.data.augment import Draw, Operation, between, replace_rows
+from vit_gelu.data.transfer import send
 
 
 def _per_image(value: Tensor, images: Tensor) -> Tensor:
     """A strength (b,) as float32 (b, 1, 1, 1) on the images' device."""
-    return value.float().to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+    return send(value.float(), images.device).view(-1, 1, 1, 1)
 
 
 def _to_uint8(values: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Only the highest ``bits`` of each level are kept; (b,), whole numbers from 0 to 8."""
     step = 2 ** (8 - bits.long())
-    mask = (256 - step).to(torch.uint8).to(images.device, non_blocking=True)
+    mask = send((256 - step).to(torch.uint8), images.device)
     return images & mask.view(-1, 1, 1, 1)
 
 
@@ -119,7 +120,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     sector = sector + 6 * _per_image(shift, images)[:, 0]
     # Smith 1978, in the form without cases: each channel is a trapezoid over the circle.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offset = torch.arange(5.0, 0.0, -2.0, device=images.device).view(1, 3, 1, 1)  # 5, 3, 1
     position = (offset + sector[:, None]).remainder(6)
     dip = torch.minimum(position, 4 - position).clamp_(0, 1)
     turned = value[:, None] - span[:, None] * dip

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vit_gelu.data.augment import Draw, Fill, Operation, fill_colour, replace_rows, whole_number
+from vit_gelu.data.transfer import send
 from vit_gelu.data.warp import random_boxes
 
 
@@ -55,8 +56,8 @@ class Erase(Operation):
         y, x = torch.arange(height), torch.arange(width)
         inside_y = (y >= top[rows, None]) & (y < (top + h)[rows, None])
         inside_x = (x >= left[rows, None]) & (x < (left + w)[rows, None])
-        inside_y = rearrange(inside_y, "b y -> b 1 y 1").to(images.device, non_blocking=True)
-        inside_x = rearrange(inside_x, "b x -> b 1 1 x").to(images.device, non_blocking=True)
+        inside_y = rearrange(send(inside_y, images.device), "b y -> b 1 y 1")
+        inside_x = rearrange(send(inside_x, images.device), "b x -> b 1 1 x")
 
         def overwritten(chosen: Tensor) -> Tensor:
             if self.fill == "noise":

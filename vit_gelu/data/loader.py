@@ -12,6 +12,7 @@ from vit_gelu.data.arrays import Images
 from vit_gelu.data.augment import Policy
 from vit_gelu.data.fetch import build_fetcher
 from vit_gelu.data.mixing import Mixing
+from vit_gelu.data.transfer import send
 from vit_gelu.randomness import generator
 
 
@@ -173,7 +174,7 @@ class TrainLoader:
         whole = self.epoch_order(epoch)[: len(self) * size]
         rounds = rearrange(whole, "(batch size) -> batch size", size=size)[self.next_batch :]
         mine = rearrange(rounds, "batch (rank b) -> rank batch b", rank=self.world)[self.rank].contiguous()
-        on_device = mine.to(self._device, non_blocking=True)
+        on_device = send(mine, self._device)
         fetched = self._fetch(mine, on_device)
         for images, indices, shown, everyone in zip(fetched, mine, on_device, rounds, strict=True):
             batch = self._finish(images, indices, shown, epoch)
@@ -253,7 +254,7 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        on_device = [batch.to(self._device, non_blocking=True) for batch in self._batches]
+        on_device = [send(batch, self._device) for batch in self._batches]
         for images, shown in zip(self._fetch(self._batches, on_device), on_device, strict=True):
             yield Batch(self._normalize(images), self._fetch.labels.index_select(0, shown), shown)
 

@@ -15,6 +15,7 @@ from scipy import special
 from torch import Tensor
 from torch.nn import functional
 
+from vit_gelu.data.transfer import send
 from vit_gelu.randomness import key, uniform
 
 
@@ -86,7 +87,7 @@ class Mixing:
         """
         pairs = len(images) // 2 * 2
         drawn = self.draw(indices, images.shape[2], images.shape[3], seed=seed, epoch=epoch)
-        blend, rows, columns, own = (part.to(images.device, non_blocking=True) for part in drawn)
+        blend, rows, columns, own = (send(part, images.device) for part in drawn)
         inside = rearrange(rows, "p h -> p 1 h 1") * rearrange(columns, "p w -> p 1 1 w")
         keep = rearrange(blend, "p -> p 1 1 1") * ~inside
         one, other = images[0:pairs:2], images[1:pairs:2]

@@ -42,7 +42,7 @@ class ImageData(L.LightningDataModule):
         augment: str | list[str] = "crop_flip",
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         val_fraction: float = 0.1,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -50,7 +50,8 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.seed = 0  # of the run; whoever sets up the run sets it before the first batch
-        self._asked_name, self.root, self.mirror = name, root, mirror
+        self.name = self._asked_name = name
+        self.root, self.mirror = root, mirror
         self.global_batch_size, self.eval_batch_size = global_batch_size, eval_batch_size
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.val_fraction, self.num_workers = val_fraction, num_workers
@@ -58,6 +59,7 @@ class ImageData(L.LightningDataModule):
         self._source: Source | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None
+        self._loads_for: L.Trainer | None = None
         self._resume_from: dict[str, Any] | None = None
         # What can be wrong without having seen the data is said before the data is looked for.
         build_policy(augment)
@@ -187,22 +189,19 @@ class ImageData(L.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _part(self, part: str) -> Images:
-        """A part of the data set, on the device if it fits in memory: moved once, shared by all loaders."""
+        """A part of the data set; arrays on the device, moved there once and shared by all loaders."""
         images: Images = getattr(self.source, part)
         if isinstance(images, ImageArrays):
             held = self._on_device.get(part)
             if not isinstance(held, ImageArrays) or held.images.device != self._device:
-                held = ImageArrays(
-                    images.images.to(self._device).contiguous(), images.labels.to(self._device)
-                )
+                held = ImageArrays(images.images.to(self._device), images.labels.to(self._device))
             images = self._on_device[part] = held
         return images
 
     def train_dataloader(self) -> TrainLoader:
         """The training batches: in a resumed run from where the checkpoint left them."""
-        # Asked again in one run (reload_dataloaders_every_n_epochs), the same loader goes on.
-        running = self.trainer is not None and self.trainer.fit_loop.epoch_progress.current.ready > 0
-        if self._train_loader is not None and running and self._resume_from is None:
+        # Asked again by one Trainer (reload_dataloaders_every_n_epochs), the same loader goes on.
+        if self._train_loader is not None and self.trainer is not None and self._loads_for is self.trainer:
             return self._train_loader
         loader = TrainLoader(
             self._part("train"),
@@ -223,7 +222,7 @@ class ImageData(L.LightningDataModule):
         if self._resume_from is not None:
             loader.load_state_dict(self._resume_from)
             self._resume_from = None
-        self._train_loader = loader
+        self._train_loader, self._loads_for = loader, self.trainer
         return loader
 
     def val_dataloader(self) -> EvalLoader:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_gelu.data.augment import Draw, Fill, Operation, between, check_fill, fill_colour, whole_number
+from vit_gelu.data.transfer import send
 
 INTERPOLATIONS = ("nearest", "bilinear")
 ATTEMPTS = 10  # at a crop or box that fits, as in torchvision
@@ -64,7 +65,7 @@ def warp(images: Tensor, inverse: Tensor, interpolation: str, fill: Fill) -> Ten
         uint8, (b, c, h, w), rounded.
     """
     h, w = images.shape[2:]
-    inverse = inverse.float().to(images.device, non_blocking=True)
+    inverse = send(inverse.float(), images.device)
     x = torch.arange(w, device=images.device) - (w - 1) / 2
     y = torch.arange(h, device=images.device) - (h - 1) / 2
     points = torch.stack([x.expand(h, w), y[:, None].expand(h, w), torch.ones_like(x).expand(h, w)])
@@ -168,8 +169,8 @@ class RandomResizedCrop(Operation):
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         _, c, height, width = images.shape
         top, left, h, w = self.windows(draw, height, width)
-        rows = resize_weights(top.to(images.device, non_blocking=True), h, height)
-        columns = resize_weights(left.to(images.device, non_blocking=True), w, width)
+        rows = resize_weights(send(top, images.device), h, height)
+        columns = resize_weights(send(left, images.device), w, width)
         wide = rearrange(images.float(), "b c y x -> b (c y) x") @ columns.mT
         wide = rearrange(wide, "b (c y) x -> b c y x", c=c)
         return einsum(rows, wide, "b out y, b c y x -> b c out x").round_().to(torch.uint8)
@@ -213,7 +214,7 @@ def resize_weights(start: Tensor, length: Tensor, size: int) -> Tensor:
     Returns:
         float32, (b, size out, size in), rows summing to 1, on the device of ``start``.
     """
-    length = length.to(start.device, non_blocking=True)
+    length = send(length, start.device)
     ratio = rearrange(length.float() / size, "b -> b 1 1")
     pixel = torch.arange(size, device=start.device)
     inside = pixel - start[:, None]
