@@ -1,6 +1,7 @@
 """The command line: a table of sub-commands, each imported only when it is called."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for a mistake of the user, else the command's own status if it is not 0.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        # An activation of the user's own lies beside them; an installed command does not look there by itself.
+        sys.path.append(os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text(), end="")
         return

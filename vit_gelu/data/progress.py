@@ -52,13 +52,14 @@ def _lines(what: str, total: int | None, unit: str) -> Callable[[int], None]:
     shown, start = 0, time.monotonic()
 
     def amount(n: int) -> str:
-        return f"{n / 1e6:.1f} MB" if unit == "bytes" else f"{n} {unit}"
+        return f"{n / 1e6:.1f} MB" if unit == "bytes" else str(n)
 
     def update(done: int) -> None:
         nonlocal shown
         if done // step > shown and time.monotonic() - start > QUIET_SECONDS:
             shown = done // step
-            of = f" of {amount(total)}, {100 * done // total} %" if total else ""
+            counted = "" if unit == "bytes" else f" {unit}"
+            of = f" of {amount(total)}{counted}, {100 * done // total} %" if total else counted
             print(f"{what}: {amount(done)}{of}", file=sys.stderr, flush=True)
 
     return update

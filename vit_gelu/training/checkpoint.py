@@ -1,6 +1,7 @@
 """Reading a checkpoint of ours: the card that says what it is, and the network it holds."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not readable as a checkpoint, not one of ours, or of a newer schema.
     """
+    # torch's own words for a truncated or foreign file say nothing to a user, and are not always an error of ours.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: cannot be read as a checkpoint (truncated, or another kind of file)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

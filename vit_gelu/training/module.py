@@ -256,7 +256,7 @@ class ClassificationModule(pl.LightningModule):
             "schema": CARD_SCHEMA,
             "network": self.network.config,
             "data": {
-                "name": data.name,
+                "name": data.source.name,
                 "class_names": list(data.class_names),
                 "mean": list(data.mean),
                 "std": list(data.std),

@@ -8,12 +8,14 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
 from vit_gelu.training.metrics import Score
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 SCHEMA = 1
 
@@ -91,7 +93,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(trainer: pl.Trainer, compiled: bool) -> dict[str, Any]:
+def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
     """Versions, devices and precision of a run."""
 
     def package(name: str) -> str | None:

@@ -154,7 +154,7 @@ def _describe(
             "parameters": sum(p.numel() for p in module.network.parameters()),
         },
         "dataset": {
-            "name": data.name,
+            "name": data.source.name,
             "train_n": data.train_n,
             "val_n": data.val_n,
             "test_n": data.test_n,
