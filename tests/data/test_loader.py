@@ -8,7 +8,8 @@ import torch
 
 from vit_gelu import randomness
 from vit_gelu.data.arrays import ImageArrays
-from vit_gelu.data.loader import EvalLoader, Normalize, TrainLoader
+from vit_gelu.data.batch import Normalize
+from vit_gelu.data.loader import EvalLoader, TrainLoader
 from vit_gelu.data.policies import build_policy
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -7,7 +7,8 @@ import torch
 
 from vit_gelu.data.arrays import ImageArrays, Images, Source
 from vit_gelu.data.augment import Policy
-from vit_gelu.data.loader import Batch, EvalLoader, TrainLoader, check_global_batch_size
+from vit_gelu.data.batch import Batch
+from vit_gelu.data.loader import EvalLoader, TrainLoader, check_global_batch_size
 from vit_gelu.data.mixing import Mixing
 from vit_gelu.data.policies import build_policy
 from vit_gelu.data.sources import load_source
