@@ -186,7 +186,7 @@ def test_progress_is_a_line_per_tenth_without_terminal(server, target, capsys, m
         for done in range(1, 1001):
             show(done)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"decoding x: {n} images of 1000 images, {n // 10} %" for n in range(100, 1001, 100)]
+    assert lines == [f"decoding x: {n} of 1000 images, {n // 10} %" for n in range(100, 1001, 100)]
     with progress("decoding y", None, "images") as show:
         for done in range(1, 2501):
             show(done)

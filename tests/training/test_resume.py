@@ -88,6 +88,15 @@ def test_resume_at_the_end_of_an_epoch(uninterrupted, tmp_path, monkeypatch):
     assert_same_run(whole, record, tmp_path / "run", again)
 
 
+@pytest.mark.parametrize("batches", [10, 13])
+def test_resume_under_max_steps(tmp_path, monkeypatch, batches):
+    options = NOISY | {"trainer__max_epochs": -1, "trainer__max_steps": 25, "model__warmup_epochs": 0}
+    record = train(tmp_path / "whole", **options)
+    train_until(monkeypatch, batches, tmp_path / "run", **options)
+    again = train(tmp_path / "run", "--ckpt_path", "last", **options)
+    assert_same_run(tmp_path / "whole", record, tmp_path / "run", again)
+
+
 def test_resume_twice_with_accumulation(tmp_path, monkeypatch):
     options = NOISY | {"trainer__accumulate_grad_batches": 2, "trainer__log_every_n_steps": 1}
     record = train(tmp_path / "whole", **options)

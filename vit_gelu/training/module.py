@@ -1,5 +1,6 @@
 """The LightningModule: a network, its loss, its optimizer. Its signature is the command line of ``--model.*``."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -150,6 +151,7 @@ class ClassificationModule(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.ema_decay = ema_decay
         self.seed = seed
+        self.batches_seen = 0
         self.net: VisionTransformer | None = None
         self.score: ExactScore | None = None
         self.last_score: Score | None = None
@@ -181,8 +183,9 @@ class ClassificationModule(pl.LightningModule):
             self.net.compile()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        seed_noise(self.seed, step, self.global_rank)
+        # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
+        seed_noise(self.seed, self.batches_seen, self.global_rank)
+        self.batches_seen += 1
         drops = self.trainer.global_step < self.patch_dropout_until * self.trainer.estimated_stepping_batches
         self.network.patch_drop.p = self.patch_dropout if drops else 0.0
 
@@ -237,10 +240,10 @@ class ClassificationModule(pl.LightningModule):
             self.network, self.optimizer, lr=self.lr, weight_decay=self.weight_decay, **self.optimizer_kwargs
         )
         total = int(self.trainer.estimated_stepping_batches)
-        max_epochs = self.trainer.max_epochs
-        per_epoch = (
-            total / max_epochs if max_epochs and max_epochs > 0 else float(self.trainer.num_training_batches)
-        )
+        data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = data.train_n // data.global_batch_size
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         scheduler = build_schedule(
             optimizer,
             total_steps=total,
@@ -268,6 +271,7 @@ class ClassificationModule(pl.LightningModule):
             "seed": self.seed,
             "epoch": self.trainer.current_epoch,
             "step": self.trainer.global_step,
+            "batches_seen": self.batches_seen,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -291,6 +295,7 @@ class ClassificationModule(pl.LightningModule):
                         f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
                         f"this run {value!r}; a run goes on only as it began"
                     )
+        self.batches_seen = saved["batches_seen"]
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
