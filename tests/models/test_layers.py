@@ -70,6 +70,13 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
     assert kept.float().mean().item() == pytest.approx(0.7, abs=0.015)  # 4.6 standard deviations
 
 
+def test_drop_path_scales_bfloat16_by_the_right_number():
+    x = torch.full((4_000, 300), 1.0).mul(torch.linspace(1, 2, 300)).bfloat16()
+    kept = DropPath(0.1)(x).float()
+    kept = kept[kept[:, 0] != 0].mean()
+    assert (kept / x.float().mean()).item() == pytest.approx(1 / 0.9, rel=3e-4)  # 1/0.9 rounds to 0.2 % less
+
+
 def test_drop_path_is_off_in_evaluation():
     x = torch.randn(4, 3)
     assert DropPath(0.9).eval()(x) is x

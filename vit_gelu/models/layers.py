@@ -104,7 +104,7 @@ class DropPath(nn.Module):
         if self.p == 0.0 or not self.training:
             return x
         keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.p)
-        return x * (keep / (1 - self.p))
+        return x * keep / (1 - self.p)  # keep / (1 - p) would be rounded, and the mean wrong, in bfloat16
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3f}"
