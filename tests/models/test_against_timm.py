@@ -127,10 +127,9 @@ def test_options(option, attention):
     ("image_size", "patch_size", "channels"), [((8, 24), 4, 3), (16, (2, 8), 3), ((12, 20), (6, 4), 1)]
 )
 def test_shapes_that_are_not_square(image_size, patch_size, channels):
-    ours = VisionTransformer(
-        **{**OURS, "image_size": image_size, "patch_size": patch_size}, in_channels=channels
-    )
-    theirs = TimmViT(**{**TIMM, "img_size": image_size, "patch_size": patch_size}, in_chans=channels)
+    shape = {"patch_size": patch_size, **SMALL}
+    ours = VisionTransformer(image_size=image_size, in_channels=channels, **shape)
+    theirs = TimmViT(img_size=image_size, in_chans=channels, **shape)
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     assert_same(ours, theirs, images(h, w, channels))
 

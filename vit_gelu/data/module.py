@@ -248,6 +248,16 @@ class ImageData(L.LightningDataModule):
             num_workers=self.num_workers,
         )
 
+    def sample_images(self, n: int) -> torch.Tensor:
+        """The first ``n`` training images (or all, if fewer), normalised, not augmented.
+
+        Returns:
+            float32, (n, c, h, w), on the CPU.
+        """
+        part = self.source.train.take(torch.arange(min(n, self.train_n)))
+        loader = EvalLoader(part, batch_size=512, mean=self.mean, std=self.std, num_workers=self.num_workers)
+        return torch.cat([batch.images for batch in loader])
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Nothing to do for batches of ours: they are made on the device."""
         if isinstance(batch, Batch) and batch.images.device == device:

@@ -127,15 +127,16 @@ def mimetic_qkv_proj(
     For tokens as rows, each head has W_q·W_kᵀ ≈ α·Z + β·I with (α, β) = ``qk``, to its rank, and all heads
     together have W_v·W_proj = α·Z − β·I with (α, β) = ``vo``; Z has entries normal(0, 1/dim). The products
     are split by singular values, evenly. The defaults are the paper's for vision. It takes one
-    decomposition of a (dim, dim) matrix per head: milliseconds for ViT-Ti, half a minute for ViT-B.
+    decomposition of a (dim, dim) matrix per head: under a second for ViT-Ti, half a minute for ViT-B.
+    Two machines may disagree on the sign of a singular pair, which changes no product and no output.
 
     Returns:
         float32 weights in ``nn.Linear``'s layout: qkv (3·dim, dim) and proj (dim, dim).
     """
-    eye = torch.eye(dim, dtype=torch.float64, device="cpu")
+    eye = torch.eye(dim, dtype=torch.float32, device="cpu")
 
     def near_identity(alpha: float, beta: float, stream: torch.Generator) -> Tensor:
-        z = torch.randn(dim, dim, generator=stream, dtype=torch.float64, device="cpu") / math.sqrt(dim)
+        z = torch.randn(dim, dim, generator=stream, dtype=torch.float32, device="cpu") / math.sqrt(dim)
         return alpha * z + beta * eye
 
     queries, keys = [], []
@@ -149,4 +150,4 @@ def mimetic_qkv_proj(
     root = s.sqrt()
     qkv = torch.cat([*queries, *keys, root[:, None] * u.T])
     proj = (root[:, None] * vt).T
-    return qkv.float(), proj.contiguous().float()
+    return qkv, proj.contiguous()

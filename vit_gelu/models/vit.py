@@ -145,6 +145,8 @@ class VisionTransformer(nn.Module):
                 "--model.pooling cls needs --model.class_token true; without it, use --model.pooling mean"
             )
         drop_path = options.rate("drop_path", drop_path)
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ValueError(f"--model.seed {seed}: must be a whole number, or null")
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
         self.config: dict[str, Any] = copy.deepcopy(
