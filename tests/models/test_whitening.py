@@ -55,7 +55,7 @@ def test_a_function_of_images_and_seed():
 
 def test_other_stems_are_refused():
     net = VisionTransformer(
-        32, 1, num_classes=2, embed_dim=8, depth=1, num_heads=2, stem="resnet_stem", seed=0
+        32, 4, num_classes=2, embed_dim=8, depth=1, num_heads=2, stem="resnet_stem", seed=0
     )
     with pytest.raises(ValueError, match=r"--model.whiten_patches: needs --model.stem patch"):
         whiten_patches(net, torch.zeros(1, 3, 32, 32), seed=0)

@@ -123,6 +123,7 @@ def quieten() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     ignored = (
         ".*does not have many workers.*",
         ".*overrides the configure_model.*",

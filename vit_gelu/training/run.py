@@ -97,6 +97,10 @@ def train(
     seconds = monitor.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
     image_shape = (data.in_channels, *data.image_size)
+    if module.compile_network and speed.graphs == 0:
+        raise RuntimeError(
+            "--model.compile: nothing was compiled, so the run's speed would be reported wrongly"
+        )
     summary = speed.summary(module, image_shape, _compute_dtype(trainer)) if trainer.is_global_zero else None
     if test_checkpoint == "best":
         if checkpoints is None:

@@ -4,6 +4,7 @@ import os
 import resource
 import statistics
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -112,11 +113,19 @@ class Exclusivity:
         return others < 0.05 * capacity
 
 
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has compiled in this process."""
+    # Its import takes a second: who has not compiled has not imported it.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
+
+
 class SpeedMeter(Callback):
     """Times every training step from the end of one to the end of the next, data included.
 
     On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
-    ``WARMUP_STEPS`` steps of a process and every step that follows an evaluation or a save are left out.
+    ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which
+    torch.compile was at work are left out; the last ones are summed up as compile time.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -124,13 +133,15 @@ class SpeedMeter(Callback):
         self.step_seconds: list[float] = []
         self.wait_seconds = 0.0
         self.seen_seconds = 0.0
-        self.first_step_seconds = 0.0
+        self.compile_seconds = 0.0
+        self.graphs = 0
         self.eval_images = 0
         self.eval_seconds = 0.0
         self.global_batch = 0
         self.images_seen = 0
         self._steps = 0
         self._mark: Any = None
+        self._graphs_before = 0
         self._pending: list[tuple[Any, Any]] = []
         self._exclusivity: Exclusivity | None = None
 
@@ -144,6 +155,7 @@ class SpeedMeter(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._exclusivity = Exclusivity(pl_module.device, self.shared)
         self._host_end = time.perf_counter()
+        self.graphs = self._graphs_before = compiled_graphs()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -157,8 +169,10 @@ class SpeedMeter(Callback):
         self._steps += 1
         self.global_batch = len(batch.targets) * trainer.world_size
         self.images_seen += self.global_batch
-        if self._steps == 1:
-            self.first_step_seconds = host - self._host_start
+        graphs = compiled_graphs()
+        if graphs != self.graphs:
+            self.graphs = graphs
+            self.compile_seconds += host - self._host_start
         elif self._steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
             self.wait_seconds += self._host_start - self._host_end
@@ -222,7 +236,6 @@ class SpeedMeter(Callback):
             memory = torch.cuda.max_memory_allocated(device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        compiled = pl_module.compile_network and median is not None
         return {
             "train_images_per_second": rate,
             "eval_images_per_second": self.eval_images / self.eval_seconds if self.eval_seconds else None,
@@ -236,6 +249,7 @@ class SpeedMeter(Callback):
             "peak_flops_measured": peak,
             "mfu": flops * rate / (peak * world) if rate else None,
             "data_wait_fraction": self.wait_seconds / self.seen_seconds if self.seen_seconds else None,
-            "compile_seconds": self.first_step_seconds - median if compiled and median is not None else None,
+            "compile_seconds": self.compile_seconds if pl_module.compile_network else None,
+            "compiled_graphs": self.graphs - self._graphs_before if pl_module.compile_network else None,
             "exclusive": exclusive,
         }
