@@ -39,8 +39,8 @@ def normal_pdf(z: Tensor, cdf: Tensor) -> Tensor:
 
 
 def logistic_pdf(z: Tensor, cdf: Tensor) -> Tensor:
-    """F(z)·(1 − F(z))."""
-    return cdf * (1.0 - cdf)
+    """F(z)·F(−z)."""
+    return cdf * torch.sigmoid(-z)
 
 
 def laplace_cdf(z: Tensor) -> Tensor:
@@ -67,14 +67,14 @@ def uniform_pdf(z: Tensor, cdf: Tensor) -> Tensor:
 
 def mish_cdf(z: Tensor) -> Tensor:
     """tanh(log(1 + exp(z))) = w(w + 2)/(w(w + 2) + 2) with w = exp(z); it rises from 0 to 1."""
-    w = exp(z.clamp(max=20.0))  # beyond, F is 1 to rounding
+    w = exp(z.clamp(max=40.0))  # beyond, F is 1 to rounding
     p = w * (w + 2.0)
     return p / (p + 2.0)
 
 
 def mish_pdf(z: Tensor, cdf: Tensor) -> Tensor:
     """4w(1 + w)/(w(w + 2) + 2)² with w = exp(z)."""
-    w = exp(z.clamp(max=20.0))
+    w = exp(z.clamp(max=40.0))
     return w * (1.0 + w) * (2.0 / (w * (w + 2.0) + 2.0)) ** 2
 
 

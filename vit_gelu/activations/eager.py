@@ -26,6 +26,8 @@ def widen(x: Tensor) -> Tensor:
 
 def normal(z: Tensor) -> Tensor:
     """Φ(z) = gelu(z)/z: torch's GELU has the fastest erf. 0/0 is ½; so is NaN, which x brings back."""
+    if z.dtype == torch.float64:  # rarely for speed, often for checks
+        return distributions.normal_cdf(z)
     return F.gelu(z).div_(z).nan_to_num_(nan=0.5)
 
 
@@ -83,17 +85,25 @@ KERNELS = {
 }
 
 
-def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
-    """Whether this file may be used: plain contiguous memory on a CPU, and tame parameters.
+def has_memory(t: Tensor) -> bool:
+    """False for what transforms of torch.func and tracers hand over: wrappers without memory."""
+    try:
+        t.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
-    Not for subclasses of Tensor, nor under a transform of torch.func. μ must be finite, and σ not so small
-    that (x − μ)/σ overflows.
+
+def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
+    """Whether this file may be used: plain contiguous tensors on a CPU, and tame parameters.
+
+    μ must be finite, and σ not so small that (x − μ)/σ overflows.
     """
     mu, sigma = torch.as_tensor(mu), torch.as_tensor(sigma)
     plain = all(
         type(t) in (Tensor, torch.nn.Parameter)
         and t.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and has_memory(t)
         and t.is_contiguous()
         for t in (x, mu, sigma)
     )
