@@ -1,8 +1,11 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x, and on a CPU both passes run in pieces that stay in the cache. Under
-``torch.compile`` the plain formula is used: the compiler recomputes and fuses by itself.
+backward pass recomputes from x, and on a CPU both passes run in pieces that stay in the cache.
+
+Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by
+itself, and the transforms of ``torch.func``, whose forward mode is silently wrong at second order for any
+custom ``autograd.Function``.
 """
 
 from typing import Any
@@ -41,8 +44,6 @@ def cdf_partials(
 
 class CDFProduct(torch.autograd.Function):
     """y = x·F((x − μ)/σ); μ and σ are both numbers, or both tensors of shape (), (1,) or (channels,)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:

@@ -113,7 +113,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([0.0100, 0.0100, 1.0000])
     """
-    return torch.where(x > 0, 1.0, negative_slope).to(widen(x).dtype)
+    return torch.where(x > 0, 1.0, negative_slope * torch.ones_like(widen(x)))
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:

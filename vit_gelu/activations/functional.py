@@ -108,7 +108,10 @@ def cdf_linear_unit(
 
 
 def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
-    if torch.compiler.is_compiling():
+    if x.dim() == 0:  # parameters of shape (1,) would broadcast it
+        return _cdf_product(x[None], mu, sigma, dist)[0]
+    tensors = [t for t in (x, mu, sigma) if isinstance(t, Tensor)]
+    if torch.compiler.is_compiling() or not all(eager.has_memory(t) for t in tensors):
         return cdf_product(x, mu, sigma, dist)
     if isinstance(mu, Tensor) or isinstance(sigma, Tensor):
         dtype = widen(x).dtype
@@ -176,6 +179,9 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
     >>> prelu(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.25]))
     tensor([-0.2500,  0.0000,  1.0000])
     """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):  # it would round x to half precision
+            return prelu(x, weight)
     weight = weight.to(x.dtype)
     if weight.numel() == 1:
         return F.prelu(x, weight)

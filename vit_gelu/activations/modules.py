@@ -36,7 +36,7 @@ class ShapedActivation(nn.Module):
     """
 
     def _shape_parameter(self, value: float, num_channels: int | None) -> nn.Parameter:
-        if num_channels is not None and (not isinstance(num_channels, int) or num_channels < 1):
+        if num_channels is not None and (type(num_channels) is not int or num_channels < 1):
             raise ValueError(f"num_channels={num_channels!r}: must be a positive integer, or null")
         # One element, not a scalar: sharded training refuses zero-dimensional parameters.
         parameter = nn.Parameter(torch.full((num_channels or 1,), value))
