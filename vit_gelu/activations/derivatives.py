@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations.autograd import cdf_partials, widen
+from vit_gelu.activations.autograd import cdf_partials
 from vit_gelu.activations.distributions import distribution
+from vit_gelu.activations.eager import widen
 
 SIGMOID_SCALE = 1.702
 
@@ -82,8 +83,8 @@ def cdf_linear_unit(
 ) -> Tensor:
     """F(z) + x·F′(z)/σ with z = (x − μ)/σ.
 
-    >>> cdf_linear_unit(torch.tensor([-1.0, 0.0, 1.0]), "cauchy")
-    tensor([0.0908, 0.5000, 0.9092])
+    >>> cdf_linear_unit(torch.tensor([-1.0, 0.0, 1.0]), "uniform")
+    tensor([0.0000, 0.5000, 1.0000])
     """
     return cdf_partials(x, mu, sigma, distribution(cdf))[0]
 
@@ -112,7 +113,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([0.0100, 0.0100, 1.0000])
     """
-    return torch.where(x > 0, 1.0, negative_slope).to(widen(x).dtype)
+    return torch.where(x > 0, 1.0, negative_slope * torch.ones_like(widen(x)))
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,9 +140,7 @@ def mish(x: Tensor) -> Tensor:
     >>> mish(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([0.0592, 0.6000, 1.0490])
     """
-    x = widen(x)
-    t = torch.tanh(F.softplus(x))
-    return t + x * torch.sigmoid(x) * (1.0 - t * t)
+    return cdf_linear_unit(x, "mish")
 
 
 def hardswish(x: Tensor) -> Tensor:

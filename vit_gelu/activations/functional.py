@@ -13,11 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations import derivatives
-from vit_gelu.activations.autograd import CDFProduct, Elementwise, cdf_partials, cdf_product, widen
-from vit_gelu.activations.distributions import distribution, normal_cdf
+from vit_gelu.activations import eager
+from vit_gelu.activations.autograd import CDFProduct, cdf_product
+from vit_gelu.activations.distributions import (
+    LOGISTIC,
+    MISH,
+    Distribution,
+    distribution,
+    normal_cdf,
+)
+from vit_gelu.activations.eager import widen
 
-SIGMOID_SCALE = derivatives.SIGMOID_SCALE
+SIGMOID_SCALE = 1.702  # GELU paper §2
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -47,14 +54,7 @@ def gelu_sigmoid(x: Tensor) -> Tensor:
     >>> gelu_sigmoid(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1542,  0.0000,  0.8458])
     """
-    if torch.compiler.is_compiling():
-        return _gelu_sigmoid(x)
-    return Elementwise.apply(x, _gelu_sigmoid, derivatives.gelu_sigmoid)
-
-
-def _gelu_sigmoid(x: Tensor) -> Tensor:
-    wide = widen(x)
-    return (wide * torch.sigmoid(SIGMOID_SCALE * wide)).to(x.dtype)
+    return _cdf_product(x, 0.0, 1.0 / SIGMOID_SCALE, LOGISTIC)
 
 
 def relu(x: Tensor) -> Tensor:
@@ -104,15 +104,19 @@ def cdf_linear_unit(
     >>> torch.allclose(cdf_linear_unit(x, "logistic"), silu(x))
     True
     """
-    dist = distribution(cdf)
-    if torch.compiler.is_compiling():
+    return _cdf_product(x, mu, sigma, distribution(cdf))
+
+
+def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
+    if x.dim() == 0:  # parameters of shape (1,) would broadcast it
+        return _cdf_product(x[None], mu, sigma, dist)[0]
+    tensors = [t for t in (x, mu, sigma) if isinstance(t, Tensor)]
+    if torch.compiler.is_compiling() or not all(eager.has_memory(t) for t in tensors):
         return cdf_product(x, mu, sigma, dist)
-    if not isinstance(mu, Tensor) and not isinstance(sigma, Tensor):
-        return Elementwise.apply(
-            x, lambda t: cdf_product(t, mu, sigma, dist), lambda t: cdf_partials(t, mu, sigma, dist)[0]
-        )
-    mu = torch.as_tensor(mu, dtype=widen(x).dtype, device=x.device)
-    sigma = torch.as_tensor(sigma, dtype=widen(x).dtype, device=x.device)
+    if isinstance(mu, Tensor) or isinstance(sigma, Tensor):
+        dtype = widen(x).dtype
+        mu = torch.as_tensor(mu, dtype=dtype, device=x.device)
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
     return CDFProduct.apply(x, mu, sigma, dist)
 
 
@@ -126,7 +130,7 @@ def gelu_learnable(x: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     >>> gelu_learnable(torch.tensor([-1.0, 0.0, 1.0]), torch.zeros(1), torch.zeros(1))
     tensor([-0.1587,  0.0000,  0.8413])
     """
-    return cdf_linear_unit(x, "normal", mu, log_sigma.exp())
+    return cdf_linear_unit(x, "normal", mu, widen(log_sigma).exp())
 
 
 def laplace_lu(x: Tensor, mu: Tensor | float = 0.0, sigma: Tensor | float = 1.0) -> Tensor:
@@ -146,12 +150,13 @@ def gelu_stochastic(x: Tensor) -> Tensor:
 
     >>> _ = torch.manual_seed(0)
     >>> gelu_stochastic(torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 9.0]))
-    tensor([0., 0., 1., 1., 1., 9.])
+    tensor([-0., -0., 1., 1., 1., 9.])
     """
     with torch.no_grad():
-        chance = normal_cdf(widen(x))
-        keep = ~(torch.rand_like(chance, dtype=torch.float32) >= chance)  # NaN is kept, to show
-    return torch.where(keep, x, 0.0)
+        wide = widen(x)
+        cdf = normal_cdf if torch.compiler.is_compiling() else eager.normal
+        keep = torch.rand_like(wide, dtype=torch.float32) < cdf(wide)
+    return x * keep
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -174,6 +179,9 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
     >>> prelu(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.25]))
     tensor([-0.2500,  0.0000,  1.0000])
     """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):  # it would round x to half precision
+            return prelu(x, weight)
     weight = weight.to(x.dtype)
     if weight.numel() == 1:
         return F.prelu(x, weight)
@@ -193,19 +201,13 @@ def relu_squared(x: Tensor) -> Tensor:
 def mish(x: Tensor) -> Tensor:
     """x·tanh(log(1 + exp(x))): Misra 2019 (arXiv:1908.08681), Eq. 1.
 
-    Own gradient because the double backward of ``torch.nn.functional.mish`` is NaN from x ≈ 45 on.
+    tanh(log(1 + exp(x))) rises from 0 to 1 like a CDF, so this is one more member of ``cdf_linear_unit``. Not
+    torch's kernel: its double backward is NaN from x ≈ 45 on, and it is slow on CPUs.
 
     >>> mish(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.3034,  0.0000,  0.8651])
     """
-    if torch.compiler.is_compiling():
-        return _mish(x)
-    return Elementwise.apply(x, F.mish, derivatives.mish)
-
-
-def _mish(x: Tensor) -> Tensor:
-    wide = widen(x)
-    return (wide * torch.tanh(F.softplus(wide))).to(x.dtype)
+    return _cdf_product(x, 0.0, 1.0, MISH)
 
 
 def hardswish(x: Tensor) -> Tensor:

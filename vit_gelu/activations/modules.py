@@ -36,7 +36,7 @@ class ShapedActivation(nn.Module):
     """
 
     def _shape_parameter(self, value: float, num_channels: int | None) -> nn.Parameter:
-        if num_channels is not None and (not isinstance(num_channels, int) or num_channels < 1):
+        if num_channels is not None and (type(num_channels) is not int or num_channels < 1):
             raise ValueError(f"num_channels={num_channels!r}: must be a positive integer, or null")
         # One element, not a scalar: sharded training refuses zero-dimensional parameters.
         parameter = nn.Parameter(torch.full((num_channels or 1,), value))
@@ -111,7 +111,7 @@ class CDFLinearUnit(ShapedActivation):
     """x·F((x − μ)/σ), ``functional.cdf_linear_unit``; parameters ``mu`` and ``log_sigma`` if learnable.
 
     Args:
-        cdf: normal (GELU), logistic (SiLU), laplace, cauchy or uniform.
+        cdf: normal (GELU), logistic (SiLU), laplace, uniform (hard-swish, with sigma 3) or mish.
         mu: location; where learning starts, if learnable.
         sigma: scale, positive; likewise. σ is learned as exp(log σ), so it stays positive.
         learnable: learn μ and σ.
@@ -148,7 +148,7 @@ class CDFLinearUnit(ShapedActivation):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.learnable:
-            return functional.cdf_linear_unit(x, self.cdf, self.mu, self.log_sigma.exp())
+            return functional.cdf_linear_unit(x, self.cdf, self.mu, functional.widen(self.log_sigma).exp())
         return functional.cdf_linear_unit(x, self.cdf, self.fixed_mu, self.fixed_sigma)
 
     def extra_repr(self) -> str:
