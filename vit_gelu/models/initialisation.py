@@ -127,7 +127,7 @@ def mimetic_qkv_proj(
     For tokens as rows, each head has W_q·W_kᵀ ≈ α·Z + β·I with (α, β) = ``qk``, to its rank, and all heads
     together have W_v·W_proj = α·Z − β·I with (α, β) = ``vo``; Z has entries normal(0, 1/dim). The products
     are split by singular values, evenly. The defaults are the paper's for vision. It takes one
-    decomposition of a (dim, dim) matrix per head: under a second for ViT-Ti, half a minute for ViT-B.
+    decomposition of a (dim, dim) matrix per head: under a second for ViT-Ti, twenty seconds for ViT-B.
     Two machines may disagree on the sign of a singular pair, which changes no product and no output.
 
     Returns:
