@@ -137,6 +137,18 @@ def test_nan_in_nan_out(name, dtype, training, device):
     assert torch.equal(module(x).isnan(), nan)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", POINTWISE)
+def test_infinity_gives_the_limit_or_nan(name, dtype, device):
+    """Never another number, which would hide that a run has diverged."""
+    limits = {"elu": -1.0, "tanh": -1.0, "identity": -math.inf, "prelu": -math.inf, "leaky_relu": -math.inf}
+    x = torch.tensor([-math.inf, math.inf], dtype=dtype, device=device)
+    for training in (False, True):
+        low, high = build(name, dtype, device).train(training)(x).tolist()
+        assert math.isnan(low) or low == limits.get(name, 0.0)
+        assert math.isnan(high) or high == (1.0 if name == "tanh" else math.inf)
+
+
 @pytest.mark.parametrize("parameter", ["mu", "log_sigma"])
 @pytest.mark.parametrize("cdf", DISTRIBUTIONS)
 def test_nan_parameter_shows(cdf, parameter, device):

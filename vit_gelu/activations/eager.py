@@ -28,6 +28,7 @@ def normal(z: Tensor) -> Tensor:
     """Φ(z) = gelu(z)/z: torch's GELU has the fastest erf. 0/0 is ½; so is NaN, which x brings back."""
     if z.dtype == torch.float64:  # rarely for speed, often for checks
         return distributions.normal_cdf(z)
+    z = z.clamp(-1e30, 1e30)  # gelu(−∞) is NaN, and ½ is not Φ(−∞)
     return F.gelu(z).div_(z).nan_to_num_(nan=0.5)
 
 
