@@ -12,7 +12,7 @@ POINTWISE = [name for name, spec in ACTIVATIONS.items() if not spec.gated]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 MODERATE = [*torch.linspace(-8, 8, 97).tolist(), 0.0, 1e-4, -1e-4, 1e-12, -1e-12]
-EXTREME = [sign * size for size in (10.0, 13.0, 20.0, 45.0, 88.0, 100.0, 1e3, 1e4) for sign in (1.0, -1.0)]
+EXTREME = [sign * size for size in (10.0, 13.0, 21.0, 45.0, 88.0, 100.0, 1e3, 1e4) for sign in (1.0, -1.0)]
 
 
 def build(name, dtype, device, **options):
