@@ -114,6 +114,7 @@ def test_ensemble_of_parameters_under_vmap(cdf):
 def test_pieces_equal_the_plain_formula(cdf, shape, learned, dtype, monkeypatch):
     """Values and gradients, for pieces that do not divide the tensor."""
     monkeypatch.setattr(eager, "PIECE", 17)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     dist = DISTRIBUTIONS[cdf]
     wide = torch.promote_types(dtype, torch.float32)
     generator = torch.Generator().manual_seed(0)
