@@ -114,6 +114,7 @@ def test_ensemble_of_parameters_under_vmap(cdf):
 def test_pieces_equal_the_plain_formula(cdf, shape, learned, dtype, monkeypatch):
     """Values and gradients, for pieces that do not divide the tensor."""
     monkeypatch.setattr(eager, "PIECE", 17)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     dist = DISTRIBUTIONS[cdf]
     wide = torch.promote_types(dtype, torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -134,6 +135,19 @@ def test_pieces_equal_the_plain_formula(cdf, shape, learned, dtype, monkeypatch)
         scale = 1 + weight.float().abs().sum().item() * 3  # rounding of what is summed up
         assert_close(got, true, rtol=tolerance["rtol"], atol=tolerance["atol"] * scale)
     assert grads[1:] == (None, None) or learned
+
+
+@pytest.mark.parametrize("cdf", DISTRIBUTIONS)
+def test_gradients_at_the_centre(cdf):
+    """At x = μ ≠ 0, where |z| has no gradient of its own: formula, pieces and theory agree."""
+    density = {"normal": 0.3989422804, "logistic": 0.25, "laplace": 0.5, "uniform": 0.5, "mish": 0.32}[cdf]
+    share = {"mish": 0.6}.get(cdf, 0.5)
+    x, mu, sigma = (torch.tensor([value], requires_grad=True) for value in (0.5, 0.5, 2.0))
+    expected = (share + 0.5 * density / 2, -0.5 * density / 2, 0.0)
+    formula = torch.autograd.grad(cdf_product(x, mu, sigma, DISTRIBUTIONS[cdf]), (x, mu, sigma))
+    pieces = eager.backward(torch.ones(1), x.detach(), mu.detach(), sigma.detach(), cdf)
+    for got in (formula, pieces):
+        assert [g.item() for g in got] == pytest.approx(expected, abs=1e-6)
 
 
 @every_case

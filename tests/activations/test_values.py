@@ -12,7 +12,7 @@ POINTWISE = [name for name, spec in ACTIVATIONS.items() if not spec.gated]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 MODERATE = [*torch.linspace(-8, 8, 97).tolist(), 0.0, 1e-4, -1e-4, 1e-12, -1e-12]
-EXTREME = [sign * size for size in (10.0, 13.0, 20.0, 45.0, 88.0, 100.0, 1e3, 1e4) for sign in (1.0, -1.0)]
+EXTREME = [sign * size for size in (10.0, 13.0, 21.0, 45.0, 88.0, 100.0, 1e3, 1e4) for sign in (1.0, -1.0)]
 
 
 def build(name, dtype, device, **options):
@@ -135,6 +135,18 @@ def test_nan_in_nan_out(name, dtype, training, device):
     if ACTIVATIONS[name].gated:
         nan = nan[:, :2] | nan[:, 2:]
     assert torch.equal(module(x).isnan(), nan)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", POINTWISE)
+def test_infinity_gives_the_limit_or_nan(name, dtype, device):
+    """Never another number, which would hide that a run has diverged."""
+    limits = {"elu": -1.0, "tanh": -1.0, "identity": -math.inf, "prelu": -math.inf, "leaky_relu": -math.inf}
+    x = torch.tensor([-math.inf, math.inf], dtype=dtype, device=device)
+    for training in (False, True):
+        low, high = build(name, dtype, device).train(training)(x).tolist()
+        assert math.isnan(low) or low == limits.get(name, 0.0)
+        assert math.isnan(high) or high == (1.0 if name == "tanh" else math.inf)
 
 
 @pytest.mark.parametrize("parameter", ["mu", "log_sigma"])

@@ -1,7 +1,7 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x, and on a CPU both passes run in pieces that stay in the cache.
+backward pass recomputes from x, and on a CPU both passes go through ``eager``.
 
 Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by
 itself, and the transforms of ``torch.func``, whose forward mode is silently wrong at second order for any

@@ -1,8 +1,9 @@
 """x·F((x − μ)/σ) and its gradients in eager code on a CPU, about as fast as single torch calls allow.
 
 Two things cost time there: memory that is new for every operation, and slow transcendental functions. So the
-work is done in pieces that stay in the cache, through kernels of torch that are fast (exp2 instead of exp).
-Nothing here can be differentiated; results equal the plain formulas to float rounding of x.
+work is done in place, in pieces (small ones that stay in the cache, if there is one thread), and through
+those kernels of torch that are fast (exp2 instead of exp). Nothing here can be differentiated; results equal
+the plain formulas to float rounding of x.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vit_gelu.activations import distributions
 
-PIECE = 1 << 18  # elements per thread: 1 MiB of float32
+PIECE = 1 << 18  # elements: 1 MiB of float32
 LOG2_E = math.log2(math.e)
 
 
@@ -28,6 +29,7 @@ def normal(z: Tensor) -> Tensor:
     """Φ(z) = gelu(z)/z: torch's GELU has the fastest erf. 0/0 is ½; so is NaN, which x brings back."""
     if z.dtype == torch.float64:  # rarely for speed, often for checks
         return distributions.normal_cdf(z)
+    z = z.clamp(-1e30, 1e30)  # gelu(−∞) is NaN, and ½ is not Φ(−∞)
     return F.gelu(z).div_(z).nan_to_num_(nan=0.5)
 
 
@@ -120,14 +122,17 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching pieces of contiguous tensors of one shape, as views (rows, channels)."""
     channels = max(1, tensors[0].shape[-1]) if tensors[0].dim() else 1
-    rows = max(1, PIECE * torch.get_num_threads() // channels)
+    # Threads meet after each operation on each piece, and wait if one is away: larger pieces, fewer waits.
+    size = PIECE if torch.get_num_threads() == 1 else 32 * PIECE
+    rows = max(1, size // channels)
     return zip(*(t.view(-1, channels).split(rows) for t in tensors), strict=True)
 
 
 def _standardise(wide: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
-    if not isinstance(mu, Tensor) and mu == 0.0:
-        return wide if not isinstance(sigma, Tensor) and sigma == 1.0 else wide / sigma
-    return torch.sub(wide, mu).div_(sigma)
+    if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
+        return torch.addcmul(-mu / sigma, wide, 1.0 / sigma)
+    z = wide if mu == 0.0 else wide - mu
+    return z if sigma == 1.0 else z / sigma
 
 
 def forward(x: Tensor, mu: Tensor | float, sigma: Tensor | float, name: str) -> Tensor:
@@ -158,12 +163,15 @@ def backward(
             out.copy_(kernels.unit_backward(widen(grad_piece), z))
             continue
         cdf, pdf = kernels.cdf_with_pdf(z)
-        slope = pdf.mul_(wide).div_(sigma)  # x·F′(z)/σ = −∂y/∂μ
-        torch.mul(cdf.add_(slope), grad_piece, out=out)
+        steep = pdf.mul_(wide)  # x·F′(z) = −σ·∂y/∂μ
         if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
-            slope.mul_(grad_piece)
-            by_mu.append(slope.sum_to_size(mu.shape))
-            by_sigma.append(slope.mul_(z).sum_to_size(sigma.shape))
+            torch.mul(cdf.addcmul_(steep, 1.0 / sigma), grad_piece, out=out)
+            steep.mul_(grad_piece)
+            by_mu.append(steep.sum_to_size(mu.shape))
+            by_sigma.append(steep.mul_(z).sum_to_size(sigma.shape))
+        else:
+            torch.mul(cdf.add_(steep.div_(sigma)), grad_piece, out=out)
     if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
         return grad_x, None, None
-    return grad_x, -torch.stack(by_mu).sum(0).to(mu.dtype), -torch.stack(by_sigma).sum(0).to(sigma.dtype)
+    grad_mu, grad_sigma = (-torch.stack(sums).sum(0) / sigma for sums in (by_mu, by_sigma))
+    return grad_x, grad_mu.to(mu.dtype), grad_sigma.to(sigma.dtype)

@@ -5,8 +5,8 @@ the last dimension). float16 and bfloat16 are evaluated in float32 and rounded o
 ``derivatives``, under the same names.
 
 For |x| ≤ 1e4 outputs and gradients are finite and right in every dtype (``relu_squared`` overflows float16
-beyond 256, as its formula does); NaN gives NaN. True infinities are not promised: torch's own kernels, GELU's
-among them, return NaN there.
+beyond 256, as its formula does); NaN gives NaN. Infinities are not promised their limits: like torch's GELU,
+x·F(x) may give NaN there (0·∞).
 """
 
 import torch
@@ -67,7 +67,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
-    """x for x > 0, else α(exp(x) − 1): Clevert et al. 2015 (arXiv:1511.07289), Eq. 15.
+    """x for x > 0, else α(exp(x) − 1): Clevert et al. 2015 (arXiv:1511.07289).
 
     >>> elu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.6321,  0.0000,  1.0000])
@@ -76,7 +76,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x·s(x), s the logistic sigmoid: GELU paper §2; Elfwing et al. 2017 (arXiv:1702.03118), Eq. 6.
+    """x·s(x), s the logistic sigmoid: GELU paper §2; Elfwing et al. 2017 (arXiv:1702.03118).
 
     >>> silu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.2689,  0.0000,  0.7311])
@@ -87,7 +87,7 @@ def silu(x: Tensor) -> Tensor:
 def cdf_linear_unit(
     x: Tensor, cdf: str = "normal", mu: Tensor | float = 0.0, sigma: Tensor | float = 1.0
 ) -> Tensor:
-    """x·F((x − μ)/σ) for a distribution function F: the family that GELU paper §2 and §4 suggest.
+    """x·F((x − μ)/σ) for a distribution function F: the family that GELU paper §2 suggests.
 
     ``normal`` is GELU, ``logistic`` SiLU, ``uniform`` with σ = 3 hard-swish; σ → 0 with μ = 0 is ReLU.
 
@@ -160,7 +160,7 @@ def gelu_stochastic(x: Tensor) -> Tensor:
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x for x > 0, else slope·x: Maas et al. 2013 (ICML workshop), Eq. 2.
+    """x for x > 0, else slope·x: Maas et al. 2013 (ICML workshop).
 
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.0100,  0.0000,  1.0000])
@@ -189,7 +189,7 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)²: So et al. 2021, "Primer" (arXiv:2109.08668), §4.
+    """max(x, 0)²: So et al. 2021, "Primer" (arXiv:2109.08668).
 
     >>> relu_squared(torch.tensor([-1.0, 0.0, 3.0]))
     tensor([0., 0., 9.])
@@ -199,7 +199,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 def mish(x: Tensor) -> Tensor:
-    """x·tanh(log(1 + exp(x))): Misra 2019 (arXiv:1908.08681), Eq. 1.
+    """x·tanh(log(1 + exp(x))): Misra 2019 (arXiv:1908.08681).
 
     tanh(log(1 + exp(x))) rises from 0 to 1 like a CDF, so this is one more member of ``cdf_linear_unit``. Not
     torch's kernel: its double backward is NaN from x ≈ 45 on, and it is slow on CPUs.
@@ -223,7 +223,7 @@ SOFTPLUS_THRESHOLD = 40.0  # torch's 20 is 2e-9 off there, which float64 sees
 
 
 def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
-    """log(1 + exp(βx))/β: Dugas et al. 2000 (NIPS), Eq. 4.
+    """log(1 + exp(βx))/β: Dugas et al. 2000 (NIPS).
 
     >>> softplus(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([0.3133, 0.6931, 1.3133])

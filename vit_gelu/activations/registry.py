@@ -259,7 +259,7 @@ register_activation(
     _laplace_lu,
     formula="x F((x - mu)/sigma), F the Laplace CDF",
     latex=r"x\,F\left(\tfrac{x - \mu}{\sigma}\right),\; F \text{ Laplace}",
-    paper=_GELU_PAPER,
+    paper=f"after {_GELU_PAPER}",
 )
 register_activation(
     "leaky_relu",
