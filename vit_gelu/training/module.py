@@ -245,7 +245,13 @@ class ClassificationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(
-            self.network, self.optimizer, lr=self.lr, weight_decay=self.weight_decay, **self.optimizer_kwargs
+            self.network,
+            self.optimizer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            # With a gradient scaler, fused kernels unscale by themselves, too late for clipping.
+            fused=str(self.trainer.precision) != "16-mixed",
+            **self.optimizer_kwargs,
         )
         total = int(self.trainer.estimated_stepping_batches)
         data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]

@@ -73,7 +73,7 @@ def resolve_optimizer(name: str) -> Callable[..., Optimizer]:
 
 
 def build_optimizer(
-    module: nn.Module, name: str, *, lr: float, weight_decay: float, **kwargs: Any
+    module: nn.Module, name: str, *, lr: float, weight_decay: float, fused: bool = True, **kwargs: Any
 ) -> Optimizer:
     """An optimizer over ``parameter_groups(module, weight_decay)``.
 
@@ -82,6 +82,7 @@ def build_optimizer(
         name: see ``resolve_optimizer``.
         lr: learning rate, > 0.
         weight_decay: of the matrices, >= 0.
+        fused: use the optimizer's fused kernel where it has one.
         kwargs: handed to the optimizer (betas, momentum, …).
 
     Raises:
@@ -107,7 +108,7 @@ def build_optimizer(
         kwargs["betas"] = tuple(kwargs["betas"])
     if "fused" in accepted and kwargs.get("foreach") is None:
         # One kernel for the whole step; what torch itself recommends on every device that has it.
-        kwargs.setdefault("fused", True)
+        kwargs.setdefault("fused", fused)
     return constructor(groups, lr=lr, **kwargs)
 
 

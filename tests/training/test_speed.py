@@ -1,0 +1,111 @@
+"""Counted FLOPs against the closed form; timings that leave out what is not a step; the progress of the clock."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.training.helpers import train
+from vit_gelu.models import VisionTransformer
+from vit_gelu.training.speed import WARMUP_STEPS, Exclusivity, SpeedMeter, count_flops, matmul_peak
+
+
+@pytest.mark.parametrize("attention", ["auto", "explicit", "sdpa"])
+@pytest.mark.parametrize(("size", "patch", "d", "depth", "heads"), [(8, 2, 32, 2, 4), (16, 4, 48, 3, 3)])
+def test_flops_equal_the_closed_form(attention, size, patch, d, depth, heads):
+    net = VisionTransformer(
+        size, patch, in_channels=3, num_classes=10, embed_dim=d, depth=depth, num_heads=heads, attention=attention,
+        dropout=0.1, seed=0,
+    )  # fmt: skip
+    patches = (size // patch) ** 2
+    n = patches + 1
+    embed = 2 * patches * d * 3 * patch * patch
+    block = 2 * n * (3 * d * d + d * d + 2 * 4 * d * d) + 2 * (2 * n * n * d)
+    head = 2 * d * 10
+    # The backward pass does each product twice, but nobody needs the gradient of the pixels.
+    expected = 3 * (embed + depth * block + head) - embed
+    random_state = torch.get_rng_state()
+    assert count_flops(net, (3, size, size)) == expected
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert net.config["attention"] == attention
+    assert all(p.grad is None for p in net.parameters())
+
+
+class Steps:
+    """A trainer that takes steps of known length."""
+
+    def __init__(self):
+        self.meter = SpeedMeter()
+        self.trainer = SimpleNamespace(world_size=2, global_step=0, log_every_n_steps=1)
+        self.module = SimpleNamespace(device=torch.device("cpu"), last_score=SimpleNamespace(n=100))
+        self.batch = SimpleNamespace(targets=torch.zeros(4))
+        self.meter.on_train_start(self.trainer, self.module)
+
+    def step(self, wait=0.0, work=0.004):
+        time.sleep(wait)
+        self.meter.on_train_batch_start(self.trainer, self.module, self.batch, 0)
+        time.sleep(work)
+        self.meter.on_train_batch_end(self.trainer, self.module, None, self.batch, 0)
+
+
+def test_warm_up_validation_and_saves_are_left_out():
+    steps = Steps()
+    for _ in range(WARMUP_STEPS):
+        steps.step(work=0.0)
+    for _ in range(5):
+        steps.step(wait=0.004, work=0.012)
+    steps.meter.on_validation_start(steps.trainer, steps.module)
+    time.sleep(0.05)
+    steps.meter.on_validation_end(steps.trainer, steps.module)
+    steps.step(work=0.0)  # the gap before it holds the validation
+    steps.meter.on_save_checkpoint(steps.trainer, steps.module, {})
+    steps.step(work=0.0)
+    assert len(steps.meter.step_seconds) == 5
+    assert all(0.016 <= s < 0.2 for s in steps.meter.step_seconds)
+    assert steps.meter.images_per_second() == pytest.approx(8 * 5 / sum(steps.meter.step_seconds))
+    assert steps.meter.wait_seconds / steps.meter.seen_seconds == pytest.approx(0.25, abs=0.12)
+    assert 100 / 1.0 < steps.meter.eval_images / steps.meter.eval_seconds <= 100 / 0.05
+
+
+def test_a_step_that_compiles_is_compile_time(monkeypatch):
+    graphs = iter([0, *[0] * WARMUP_STEPS, 0, 1, 1])
+    monkeypatch.setattr("vit_gelu.training.speed.compiled_graphs", lambda: next(graphs))
+    steps = Steps()
+    for _ in range(WARMUP_STEPS + 1):
+        steps.step(work=0.0)
+    steps.step(work=0.05)
+    steps.step(work=0.0)
+    assert len(steps.meter.step_seconds) == 2
+    assert max(steps.meter.step_seconds) < 0.05
+    assert steps.meter.compile_seconds >= 0.05
+
+
+def test_a_shared_device_is_admitted(monkeypatch):
+    assert Exclusivity(torch.device("cpu"), shared=True).check() is False
+    alone = Exclusivity(torch.device("cpu"))
+    monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: alone.busy + 1000.0))
+    assert alone.check() is False
+    monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: None))
+    assert alone.check() is None
+
+
+def test_matmul_peak_is_a_rate():
+    peak = matmul_peak(torch.device("cpu"), torch.float32)
+    a = torch.randn(1024, 1024)
+    start = time.perf_counter()
+    a @ a
+    slow = 2 * 1024**3 / (time.perf_counter() - start)
+    assert peak > slow / 20
+    assert peak < 1e15
+
+
+def test_record_of_a_shared_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_GELU_SHARED_DEVICE", "1")
+    speed = train(tmp_path / "run", trainer__max_epochs=3)["speed"]
+    assert speed["exclusive"] is False
+    assert speed["timed_steps"] == 30 - WARMUP_STEPS - 2  # one lost at each of the two epochs' ends inside
+    assert 0 < speed["step_ms"]["p50"] <= speed["step_ms"]["p95"]
+    assert 0 < speed["data_wait_fraction"] < 1
+    assert 0 < speed["mfu"] < 1
+    assert speed["compile_seconds"] is None
