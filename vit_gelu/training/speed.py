@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 WARMUP_STEPS = 10
 
 
-def count_flops(net: Any, image_shape: tuple[int, int, int]) -> int:
+def count_flops(net: Any, image_shape: tuple[int, int, int], patch_dropout: float = 0.0) -> int:
     """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
 
     Counted from the operations that run, by torch's counter, on a batch of one in training mode with eager
@@ -25,6 +26,7 @@ def count_flops(net: Any, image_shape: tuple[int, int, int]) -> int:
     Args:
         net: a ``VisionTransformer``; its gradients and its mode are left as they were.
         image_shape: (channels, height, width).
+        patch_dropout: share of the patches that the step leaves out.
     """
     parameter = next(net.parameters())
     gradients = {p: p.grad for p in net.parameters()}
@@ -32,15 +34,25 @@ def count_flops(net: Any, image_shape: tuple[int, int, int]) -> int:
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     random_state = torch.get_rng_state()
     net.set_attention("explicit")
+    net.patch_drop.p, rate = patch_dropout, net.patch_drop.p
     try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
             net.forward(image).sum().backward()
     finally:
         net.set_attention(attention)
+        net.patch_drop.p = rate
         torch.set_rng_state(random_state)
         for p, gradient in gradients.items():
             p.grad = gradient
     return counter.get_total_flops()
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """What this device can do for a training in ``dtype``, in FLOP/s: the faster of ``dtype`` and float32.
+
+    A processor that emulates bfloat16 is no better than its float32 units, which autocast uses as well.
+    """
+    return max(matmul_peak(device, d) for d in {dtype, torch.float32})
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -131,6 +143,7 @@ class SpeedMeter(Callback):
     def __init__(self, shared: bool = False) -> None:
         self.shared = shared
         self.step_seconds: list[float] = []
+        self.patch_dropouts: Counter[float] = Counter()  # timed steps by the share of patches left out
         self.wait_seconds = 0.0
         self.seen_seconds = 0.0
         self.compile_seconds = 0.0
@@ -175,6 +188,7 @@ class SpeedMeter(Callback):
             self.compile_seconds += host - self._host_start
         elif self._steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
+            self.patch_dropouts[pl_module.network.patch_drop.p] += 1
             self.wait_seconds += self._host_start - self._host_end
             self.seen_seconds += host - self._host_end
         self._mark, self._host_end = now, host
@@ -219,6 +233,12 @@ class SpeedMeter(Callback):
         if "train_loss" in row and rate is not None:
             row["images_per_second"] = rate
 
+    def _flops_per_image(self, net: Any, image_shape: tuple[int, int, int]) -> float:
+        """Mean over the timed steps, which need not all have seen equally many patches."""
+        rates = self.patch_dropouts or Counter([net.patch_drop.p])
+        total = sum(steps * count_flops(net, image_shape, rate) for rate, steps in rates.items())
+        return total / rates.total()
+
     def summary(
         self, pl_module: Any, image_shape: tuple[int, int, int], compute_dtype: torch.dtype
     ) -> dict[str, Any]:
@@ -228,9 +248,9 @@ class SpeedMeter(Callback):
         quantiles = statistics.quantiles(steps, n=20, method="inclusive") if len(steps) >= 2 else None
         median = statistics.median(steps) if steps else None
         device = pl_module.device
-        flops = count_flops(pl_module.network, image_shape)
+        flops = self._flops_per_image(pl_module.network, image_shape)
         exclusive = self._exclusivity.check() if self._exclusivity else None
-        peak = matmul_peak(device, compute_dtype)
+        peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device)
