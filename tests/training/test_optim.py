@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vit_gelu.training.muon import Muon
 from vit_gelu.training.optim import (
     build_optimizer,
     build_schedule,
@@ -69,7 +70,8 @@ def test_optimizers_by_name_learn(name):
 
 def test_torch_classes_come_first_except_muon():
     assert resolve_optimizer("adamw") is torch.optim.AdamW
-    assert resolve_optimizer("muon").__module__.startswith("timm")
+    assert resolve_optimizer("Muon") is Muon
+    assert resolve_optimizer("lars").__module__.startswith("timm")
     assert "lion" in optimizer_names()
 
 

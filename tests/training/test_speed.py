@@ -8,7 +8,14 @@ import torch
 
 from tests.training.helpers import train
 from vit_gelu.models import VisionTransformer
-from vit_gelu.training.speed import WARMUP_STEPS, Exclusivity, SpeedMeter, count_flops, matmul_peak
+from vit_gelu.training.speed import (
+    WARMUP_STEPS,
+    Exclusivity,
+    SpeedMeter,
+    count_flops,
+    device_peak,
+    matmul_peak,
+)
 
 
 @pytest.mark.parametrize("attention", ["auto", "explicit", "sdpa"])
@@ -32,13 +39,39 @@ def test_flops_equal_the_closed_form(attention, size, patch, d, depth, heads):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_flops_of_the_patches_that_were_seen():
+    net = VisionTransformer(
+        16, 4, num_classes=10, embed_dim=32, depth=2, num_heads=2, patch_dropout=0.5, seed=0
+    )
+    smaller = VisionTransformer((8, 16), 4, num_classes=10, embed_dim=32, depth=2, num_heads=2, seed=0)
+    full, half = count_flops(net, (3, 16, 16)), count_flops(net, (3, 16, 16), 0.5)
+    # Half of the patches costs what an image of half the size does, but all patches are embedded (forward
+    # and weight gradient).
+    assert half == count_flops(smaller, (3, 8, 16)) + 2 * 8 * 2 * 32 * 48
+    assert net.patch_drop.p == 0.5
+    meter = SpeedMeter()
+    meter.patch_dropouts.update({0.5: 3, 0.0: 1})
+    assert meter._flops_per_image(net, (3, 16, 16)) == (3 * half + full) / 4
+
+
+def test_emulated_dtypes_do_not_lower_the_peak(monkeypatch):
+    rates = {torch.float32: 3.0, torch.bfloat16: 1.0, torch.float16: 5.0}
+    monkeypatch.setattr("vit_gelu.training.speed.matmul_peak", lambda device, dtype: rates[dtype])
+    cpu = torch.device("cpu")
+    assert [device_peak(cpu, dtype) for dtype in rates] == [3.0, 3.0, 5.0]
+
+
 class Steps:
     """A trainer that takes steps of known length."""
 
     def __init__(self):
         self.meter = SpeedMeter()
         self.trainer = SimpleNamespace(world_size=2, global_step=0, log_every_n_steps=1)
-        self.module = SimpleNamespace(device=torch.device("cpu"), last_score=SimpleNamespace(n=100))
+        self.module = SimpleNamespace(
+            device=torch.device("cpu"),
+            last_score=SimpleNamespace(n=100),
+            network=SimpleNamespace(patch_drop=SimpleNamespace(p=0.0)),
+        )
         self.batch = SimpleNamespace(targets=torch.zeros(4))
         self.meter.on_train_start(self.trainer, self.module)
 
