@@ -1,9 +1,12 @@
 """Help of the small commands: short, with examples, without torch."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from vit_gelu.cli import share_the_processor
 
 COMMANDS = ("evaluate", "predict", "doctor")
 
@@ -40,3 +43,21 @@ def test_help_names_every_option_and_fits_a_screen(name, capsys):
     assert "examples:" in text
     assert max(map(len, text.splitlines())) <= 100
     assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "10000"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch, given, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    share_the_processor()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -125,7 +125,7 @@ class Muon(Optimizer):
                 raise ValueError("Muon takes matrices; leave vectors to AdamW with use_fallback=True")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns what ``closure`` returned."""
         loss = None
         if closure is not None:
@@ -144,7 +144,7 @@ class Muon(Optimizer):
         return [self.state[p][name] for p in params]
 
     def _step_matrices(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         momenta = self._buffers(params, "momentum_buffer")
         lr, momentum = group["lr"], group["momentum"]
         torch._foreach_lerp_(momenta, grads, 1 - momentum)
