@@ -33,7 +33,7 @@ class Compilation(NamedTuple):
     cached: bool
 
 
-def compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_alone(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
     """``torch.compile`` of ``function`` with a code object of its own, for one static shape.
 
     Dynamo keeps what it compiled per code object, up to a limit, and beyond the limit runs eagerly without a
@@ -46,7 +46,7 @@ def compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     own = types.FunctionType(
         entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
     )
-    return torch.compile(own, dynamic=False)
+    return torch.compile(own, dynamic=False, backend=backend)
 
 
 def counted() -> tuple[int, int, int]:

@@ -37,6 +37,12 @@ def claim_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def discard_if_empty(folder: Path) -> None:
+    """Remove a folder that nothing was written to."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def load_average() -> float | None:
     """Processes that wanted a core in the last minute, on average; None where the system does not tell."""
     try:

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
 def run(kind: str, asked: argparse.Namespace) -> int:
     """Check what was asked for, claim the folder, measure."""
     from vit_gelu.bench.options import choose_options
-    from vit_gelu.bench.results import claim_folder
+    from vit_gelu.bench.results import claim_folder, discard_if_empty
     from vit_gelu.bench.run import run_benchmark, say
     from vit_gelu.cli.train import quieten
 
@@ -158,7 +158,11 @@ def run(kind: str, asked: argparse.Namespace) -> int:
         "device": str(options.device),
         "sizes": [w.label for w in work],
     }
-    run_benchmark(kind, compare(work, options, say), options, plain, folder, notes)
+    try:
+        run_benchmark(kind, compare(work, options, say), options, plain, folder, notes)
+    except (ValueError, OSError):
+        discard_if_empty(folder)
+        raise
     return 0
 
 
