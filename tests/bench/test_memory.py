@@ -23,7 +23,8 @@ def x_of(dtype=torch.float32):
 def test_single_activations(name, tensors, with_next, dtype):
     """GELU keeps its input; ReLU and tanh keep their output, which the next layer keeps as well."""
     module, x = build_activation(name), x_of(dtype)
-    scale = 4 if name == "gelu_learnable" else 0  # σ = exp(log σ), one float32, kept by two operations
+    # σ = exp(log σ), one float32; for a float64 input μ and σ in float64 as well.
+    scale = (20 if dtype == torch.float64 else 4) if name == "gelu_learnable" else 0
     kept = kept_for_backward(lambda: module(x), exclude=module.parameters())
     assert kept == N * D * x.itemsize * tensors + scale
     together = kept_for_backward(lambda: module(x), exclude=module.parameters(), also=lambda y: [y])
