@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a ViT and test it; writes a run folder",
     "evaluate": "accuracy, per class and confusion, of a run on a data set",
     "predict": "the most likely classes of image files",
+    "bench": "speed, memory and exactness of activations, alone and in a whole ViT",
     "doctor": "check the installation, the devices and the data",
 }
 

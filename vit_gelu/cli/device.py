@@ -1,24 +1,32 @@
 """Where and how exactly a trained network is run: ``--device`` and ``--precision``."""
 
 import contextlib
+import re
 from contextlib import AbstractContextManager
 
 import torch
 
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.suggest import unknown
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device behind ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+    """The device behind ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UsageError: ``cuda`` where torch finds no GPU.
+        UsageError: no such word, a GPU where torch finds none, or a number that no GPU has.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no GPU here; `vit-gelu doctor` says why")
+    number = re.fullmatch(r"cuda:(\d+)", name)
+    if name not in DEVICES and not number:
+        raise UsageError("--device: " + unknown("device", name, (*DEVICES, "cuda:N")))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch finds no GPU here; `vit-gelu doctor` says why")
+    if number and int(number[1]) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise UsageError(f"--device {name}: not there. Choices: cpu, {there}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -68,12 +68,16 @@ def check_processor(threads: int | None, has_gpu: bool) -> Finding:
     return Finding("processor", OK, found)
 
 
-def check_compiler() -> Finding:
-    """Whether a C++ compiler can build what torch.compile generates: by building a small library."""
+def check_compiler(otherwise: str = "train with --model.compile false") -> Finding:
+    """Whether a C++ compiler can build what torch.compile generates: by building a small library.
+
+    Args:
+        otherwise: how to do without, for the advice.
+    """
     command = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
     if os.name == "nt":
         return Finding("compiler", OK, "not looked at on Windows")
-    without = "; or train with --model.compile false"
+    without = f"; or {otherwise}"
     path = shutil.which(command[0])
     if path is None:
         advice = (

@@ -93,8 +93,8 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
-    """Versions, devices and precision of a run."""
+def software_and_device(device: torch.device) -> dict[str, Any]:
+    """Versions, the device's name and the commit: what a measured number must not stand without."""
 
     def package(name: str) -> str | None:
         try:
@@ -102,7 +102,6 @@ def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    device = trainer.strategy.root_device
     cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -115,10 +114,16 @@ def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
         if cuda
         else f"{processor_name()} ({torch.get_num_threads()} threads)",
         "device_type": device.type,
+        "git": git_commit(),
+    }
+
+
+def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
+    """Versions, devices and precision of a run."""
+    return software_and_device(trainer.strategy.root_device) | {
         "n_devices": trainer.world_size,
         "precision": str(trainer.precision),
         "compiled": compiled,
-        "git": git_commit(),
     }
 
 

@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 WARMUP_STEPS = 10
 
 
-def count_flops(net: Any, image_shape: tuple[int, int, int], patch_dropout: float = 0.0) -> int:
+def count_flops(
+    net: Any, image_shape: tuple[int, int, int], patch_dropout: float = 0.0, *, backward: bool = True
+) -> int:
     """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
 
     Counted from the operations that run, by torch's counter, on a batch of one in training mode with eager
@@ -27,6 +29,7 @@ def count_flops(net: Any, image_shape: tuple[int, int, int], patch_dropout: floa
         net: a ``VisionTransformer``; its gradients and its mode are left as they were.
         image_shape: (channels, height, width).
         patch_dropout: share of the patches that the step leaves out.
+        backward: False counts the forward pass alone.
     """
     parameter = next(net.parameters())
     gradients = {p: p.grad for p in net.parameters()}
@@ -37,7 +40,9 @@ def count_flops(net: Any, image_shape: tuple[int, int, int], patch_dropout: floa
     net.patch_drop.p, rate = patch_dropout, net.patch_drop.p
     try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            net.forward(image).sum().backward()
+            total = net.forward(image).sum()
+            if backward:
+                total.backward()
     finally:
         net.set_attention(attention)
         net.patch_drop.p = rate
