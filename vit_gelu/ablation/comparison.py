@@ -144,7 +144,9 @@ def analyse(experiment: Experiment, metric: Metric, baseline: str, margin: float
     """
     arms = experiment.arms
     if baseline not in arms:
-        lost = [f"{x.folder}: {x.reason}" for x in experiment.left_out if x.record.get("activation") == baseline]
+        lost = [
+            f"{x.folder}: {x.reason}" for x in experiment.left_out if x.record.get("activation") == baseline
+        ]
         why = f"\nits runs were left out, such as {lost[0]}" if lost else ""
         raise UsageError(f"--baseline {baseline}: {unknown('arm', baseline, arms)}{why}")
     if len(arms) < 2:
@@ -155,7 +157,7 @@ def analyse(experiment: Experiment, metric: Metric, baseline: str, margin: float
     if lacking:
         raise UsageError(f"--metric {metric.name}: {lacking[0]} has none")
     others = [arm for arm in arms if arm != baseline]
-    notes = [*experiment.notes, *_notes(experiment, baseline)]
+    notes = [*experiment.notes, *_notes(experiment, metric, baseline, margin)]
     first = _family(experiment, metric, [(arm, baseline) for arm in others], margin)
     second = _family(experiment, metric, list(itertools.combinations(others, 2)), margin)
     notes += [
@@ -182,7 +184,7 @@ def summarise(arm: str, runs: Sequence[Run], metric: Metric) -> Summary:
     )
 
 
-def _notes(experiment: Experiment, baseline: str) -> list[str]:
+def _notes(experiment: Experiment, metric: Metric, baseline: str, margin: float) -> list[str]:
     notes = []
     for arm, runs in experiment.arms.items():
         alone = sorted(set(runs) - set(experiment.arms[baseline]))
@@ -192,6 +194,12 @@ def _notes(experiment: Experiment, baseline: str) -> list[str]:
     for arm, count in sorted(experiment.diverged().items()):
         total = count + len(experiment.arms.get(arm, {}))
         notes.append(f"{count} of {total} runs of {arm} diverged; the figures are of those that did not.")
+    image = 100 / experiment.runs[0].record["dataset"][f"{metric.path.split('.')[0]}_n"]
+    if metric.scale == 100 and image > margin:
+        notes.append(
+            f"One image is {image:.2f} points, more than the margin of {margin:g}: a single run cannot tell "
+            "apart what the margin asks for; only the mean over seeds can."
+        )
     return notes
 
 

@@ -90,9 +90,7 @@ def measure_costs(experiment: Experiment, baseline: str) -> Costs:
         notes.append(f"Speed and memory are of the runs under {_shown(usual)}; {len(exclusive) - counts[0][1]} "
                      "others ran under other conditions.")  # fmt: skip
     kept = [r for r in exclusive if _conditions(r) == usual]
-    return Costs(
-        _shown(usual), _costs(kept, baseline, SPEED), _costs(kept, baseline, MEMORY), tuple(notes)
-    )
+    return Costs(_shown(usual), _costs(kept, baseline, SPEED), _costs(kept, baseline, MEMORY), tuple(notes))
 
 
 def _conditions(run: Run) -> tuple[str, ...]:
@@ -101,7 +99,9 @@ def _conditions(run: Run) -> tuple[str, ...]:
 
 def _shown(values: tuple[str, ...]) -> str:
     device, n_devices, precision, compiled, torch = values
-    return f"{n_devices} x {device}, {precision}, {'compiled' if compiled == 'True' else 'eager'}, torch {torch}"
+    return (
+        f"{n_devices} x {device}, {precision}, {'compiled' if compiled == 'True' else 'eager'}, torch {torch}"
+    )
 
 
 def _costs(runs: Sequence[Run], baseline: str, name: str) -> dict[str, Cost]:
@@ -111,7 +111,9 @@ def _costs(runs: Sequence[Run], baseline: str, name: str) -> dict[str, Cost]:
         if isinstance(value, int | float) and np.isfinite(value) and value > 0:
             measured.setdefault(run.arm, {})[run.seed] = run
     base = measured.get(baseline, {})
-    return {arm: _cost(arm, by_seed, {} if arm == baseline else base, name) for arm, by_seed in measured.items()}
+    return {
+        arm: _cost(arm, by_seed, {} if arm == baseline else base, name) for arm, by_seed in measured.items()
+    }
 
 
 def _cost(arm: str, by_seed: dict[int, Run], base: dict[int, Run], name: str) -> Cost:

@@ -52,7 +52,9 @@ class Experiment:
 
     def diverged(self) -> dict[str, int]:
         """How many runs of each arm diverged, where any did."""
-        labels = arm_labels([*(r.record for r in self.runs), *(x.record for x in self.left_out if x.diverged)])
+        labels = arm_labels(
+            [*(r.record for r in self.runs), *(x.record for x in self.left_out if x.diverged)]
+        )
         return dict(Counter(labels[arm_key(x.record)] for x in self.left_out if x.diverged))
 
 
@@ -92,13 +94,15 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     arms: dict[str, dict[int, Run]] = {}
     for run in sorted(sieve.runs, key=lambda r: (r.arm, r.seed)):
         arms.setdefault(run.arm, {})[run.seed] = run
-    return Experiment(arms, sorted(sieve.left_out, key=lambda x: str(x.folder)), [*sieve.notes, *_versions(sieve.runs)])
+    return Experiment(
+        arms, sorted(sieve.left_out, key=lambda x: str(x.folder)), [*sieve.notes, *_versions(sieve.runs)]
+    )
 
 
 def arm_key(record: dict[str, Any]) -> tuple[str, str, str]:
     """What makes two runs the same arm: label, activation, and its options."""
-    options = {k: v for k, v in (record.get("activation_kwargs") or {}).items()}
-    return (str(record.get("arm") or ""), str(record["activation"]), json.dumps(options, sort_keys=True))
+    options = json.dumps(record.get("activation_kwargs") or {}, sort_keys=True)
+    return str(record.get("arm") or ""), str(record["activation"]), options
 
 
 def arm_labels(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
@@ -134,7 +138,9 @@ class _Sieve:
         self.notes: list[str] = []
 
     def drop(self, reasons: dict[Path, str]) -> None:
-        self.left_out += [LeftOut(r.folder, reasons[r.folder], r.record) for r in self.runs if r.folder in reasons]
+        self.left_out += [
+            LeftOut(r.folder, reasons[r.folder], r.record) for r in self.runs if r.folder in reasons
+        ]
         self.runs = [r for r in self.runs if r.folder not in reasons]
 
     def drop_copies(self) -> None:
@@ -208,7 +214,9 @@ class _Sieve:
         for run in sorted(self.runs, key=lambda r: (str(r.record.get("started")), str(r.folder))):
             kept = first.setdefault((run.arm, run.seed), run)
             if kept is not run:
-                reasons[run.folder] = f"a later run of {run.arm} at seed {run.seed}; the first is {kept.folder}"
+                reasons[run.folder] = (
+                    f"a later run of {run.arm} at seed {run.seed}; the first is {kept.folder}"
+                )
         self.drop(reasons)
 
     def keep_paired_orders(self) -> None:
@@ -227,7 +235,9 @@ class _Sieve:
                         f"order of images {run.order_hash[:12]} at seed {seed} is not the other arms' {common[:12]}"
                     )
                 elif owner.setdefault(common, seed) != seed:
-                    reasons[run.folder] = f"the order of images at seed {seed} is that of seed {owner[common]}"
+                    reasons[run.folder] = (
+                        f"the order of images at seed {seed} is that of seed {owner[common]}"
+                    )
         self.drop(reasons)
 
 
@@ -250,7 +260,11 @@ def _common(recipes: Sequence[Recipe]) -> Recipe:
                 f"the runs are of several experiments and none has the majority: --{name} {top[0][0]} "
                 f"({top[0][1]} runs), {top[1][0]} ({top[1][1]} runs)\nname the folders of one experiment"
             )
-        common[name] = next(r[name] for r in recipes if name in r and json.dumps(r[name], sort_keys=True, default=str) == top[0][0])
+        common[name] = next(
+            r[name]
+            for r in recipes
+            if name in r and json.dumps(r[name], sort_keys=True, default=str) == top[0][0]
+        )
     return common
 
 

@@ -24,7 +24,10 @@ MAY_DIFFER = frozenset(
         "data.num_workers",
         "data.eval_batch_size",
         # Whichever device it was, the record says; the global batch does not depend on how many.
-        *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks")),
+        *(
+            f"trainer.{name}"
+            for name in ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks")
+        ),
         *(f"trainer.enable_{name}" for name in ("progress_bar", "model_summary", "checkpointing")),
         *(f"trainer.{name}" for name in ("default_root_dir", "log_every_n_steps", "profiler")),
     }

@@ -79,7 +79,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}")
+            raise UsageError(
+                f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}"
+            )
         for place in _run_folders(folder):
             found.setdefault(place.resolve(), place)
     if not found:
@@ -119,7 +121,9 @@ def read_run(folder: Path) -> Run | LeftOut:
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         return LeftOut(folder, f"{RECORD} is not the record of a run")
     if schema > SCHEMA:
-        return LeftOut(folder, f"schema {schema} is newer than this version knows ({SCHEMA}); upgrade vit_gelu")
+        return LeftOut(
+            folder, f"schema {schema} is newer than this version knows ({SCHEMA}); upgrade vit_gelu"
+        )
     if record.get("status") == "diverged":
         return LeftOut(folder, f"diverged at step {record.get('diverged_step')}", record, diverged=True)
     if record.get("status") != "finished":
