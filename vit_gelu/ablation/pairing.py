@@ -102,7 +102,7 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
 def arm_key(record: dict[str, Any]) -> tuple[str, str, str]:
     """What makes two runs the same arm: label, activation, and its options."""
     options = json.dumps(record.get("activation_kwargs") or {}, sort_keys=True)
-    return str(record.get("arm") or ""), str(record["activation"]), options
+    return str(record.get("arm") or ""), str(record.get("activation")), options
 
 
 def arm_labels(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
@@ -160,7 +160,8 @@ class _Sieve:
 
         common = majority([value(r) for r in self.runs])
         if common is None and self.runs:
-            counts = Counter(value(r) for r in self.runs).most_common(4)
+            found = Counter(value(r) for r in self.runs)
+            counts = sorted(found.items(), key=lambda item: (-item[1], str(item[0])))[:4]
             listed = ", ".join(f"{_shown(v)} ({n} run{'s' if n > 1 else ''})" for v, n in counts)
             raise UsageError(
                 f"the runs are of several experiments and none has the majority: {what} {listed}\n"

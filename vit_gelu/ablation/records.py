@@ -15,6 +15,27 @@ RECORD, CONFIG, CURVES = "record.json", "config.yaml", "metrics.csv"
 # Nothing of ours lies deeper in a run.
 NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 TOLERANCE = 1e-9
+# What a record must have to be compared.
+TEXTS = (
+    "activation",
+    "order_hash",
+    "config_hash",
+    "model.name",
+    "dataset.name",
+    "dataset.fingerprint",
+    "env.device_type",
+    "env.device",
+    "env.precision",
+)
+WHOLE_NUMBERS = (
+    "seed",
+    "steps",
+    "epochs",
+    "global_batch_size",
+    "dataset.train_n",
+    "dataset.val_n",
+    "dataset.test_n",
+)
 
 
 @dataclass(frozen=True)
@@ -134,13 +155,10 @@ def read_run(folder: Path) -> Run | LeftOut:
 
 def find_flaw(record: dict[str, Any]) -> str | None:
     """What contradicts itself or is missing in a finished run's record; None if nothing."""
-    texts = ("activation", "order_hash", "config_hash", "dataset.name", "dataset.fingerprint", "model.name")
-    whole = ("seed", "steps", "epochs", "global_batch_size", "dataset.train_n", "dataset.val_n")
-    whole += ("dataset.test_n",)
-    for name in (*texts, "env.device_type", "env.device", "env.precision"):
+    for name in TEXTS:
         if not isinstance(look_up(record, name), str) or not look_up(record, name):
             return f"the record has no {name}"
-    for name in whole:
+    for name in WHOLE_NUMBERS:
         value = look_up(record, name)
         if not isinstance(value, int) or isinstance(value, bool):
             return f"the record's {name} is {value!r}, not a whole number"
