@@ -36,7 +36,7 @@ def arms(n=10):
         "relu": BASE,
         "gelu": BASE + 42 + noise[0],
         "gelu_tanh": BASE + 41 + noise[1],
-        "silu": BASE + [-60, 90, -30, 75, 40, -55, 10, 80, -20, 5],
+        "silu": BASE + np.array([-60, 90, -30, 75, 40, -55, 10, 80, -20, 5]),
         "tanh": BASE - 90 + noise[2],
         "elu": BASE + noise[3],
     }

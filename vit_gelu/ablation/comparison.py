@@ -166,6 +166,12 @@ def analyse(experiment: Experiment, metric: Metric, baseline: str, margin: float
         for c in (*first, *second)
         if c.identical
     ]
+    notes += [
+        f"{c.arm} and {c.other} have the same {metric.label} in all {c.n} seeds, though not the same loss: that they "
+        "are equivalent rests on equal counts, not on a t test."
+        for c in (*first, *second)
+        if c.verdict is Verdict.EQUIVALENT and c.sd == 0
+    ]
     summaries = tuple(summarise(arm, list(arms[arm].values()), metric) for arm in (baseline, *others))
     return Analysis(experiment, metric, baseline, margin, summaries, first, second, tuple(notes))
 
