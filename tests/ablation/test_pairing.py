@@ -1,0 +1,221 @@
+"""What is compared with what: sound runs in, everything else left out by name."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+
+from tests.ablation.helpers import experiment, record, write
+from vit_gelu.ablation.comparison import analyse
+from vit_gelu.ablation.costs import measure_costs
+from vit_gelu.ablation.curves import mean_curve
+from vit_gelu.ablation.metric import METRICS
+from vit_gelu.ablation.pairing import read_experiment
+from vit_gelu.ablation.recipe import config_hash
+from vit_gelu.ablation.statistics import t_interval
+from vit_gelu.cli.errors import UsageError
+
+THREE = {"relu": [9000, 9010, 8990], "gelu": [9050, 9060, 9030], "silu": [9020, 9040, 9000]}
+
+
+def left_out(root):
+    return {x.folder.name: x.reason for x in read_experiment([root]).left_out}
+
+
+def test_sound_runs_are_all_used(tmp_path):
+    found = read_experiment([experiment(tmp_path, THREE)])
+    assert {arm: list(runs) for arm, runs in found.arms.items()} == {arm: [0, 1, 2] for arm in THREE}
+    assert not found.left_out
+    pairs = found.pairs("gelu", "relu")
+    assert [(a.arm, b.arm, a.seed, b.seed) for a, b in pairs] == [("gelu", "relu", s, s) for s in range(3)]
+    assert all(a.order_hash == b.order_hash for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"order_hash": "9" * 32}, "order of images 999999999999 at seed 1 is not the other arms' 000000000000"),
+        ({"order_hash": f"{0:032x}"}, "order of images"),
+        ({"dataset__train_n": 50000}, "split (train, validation, test images) is 50000, 5000, 10000"),
+        ({"dataset__fingerprint": "e" * 32}, "fingerprint of the data set is eee"),
+        ({"dataset__name": "cifar100"}, "data set is cifar100, cifar10 in the others"),
+        ({"global_batch_size": 256}, "global batch size is 256, 128 in the others"),
+        ({"steps": 21}, "number of steps is 21, 20 in the others"),
+        ({"tested": "best"}, "tested checkpoint is best, last in the others"),
+        ({"env__precision": "32-true"}, "precision is 32-true, bf16-mixed in the others"),
+        ({"env__device_type": "cpu"}, "device type is cpu, cuda in the others"),
+        ({"model__name": "vit_small"}, "model is vit_small, vit_tiny in the others"),
+        ({"test__top1": 0.95}, "test top-1 0.95 is not 9060 of 10000"),
+        ({"test__n": 9999}, "test was measured on 9999 images, the split has 10000"),
+        ({"test__loss": float("nan")}, "test loss is nan, not a finite number"),
+        ({"test": None}, "no test score"),
+        ({"schema": 2}, "schema 2 is newer than this version knows (1)"),
+        ({"schema": "x"}, "not the record of a run"),
+        ({"status": "running"}, "status is 'running'"),
+        ({"status": "diverged", "diverged_step": 7}, "diverged at step 7"),
+        ({"epochs": "1"}, "epochs is '1', not a whole number"),
+        ({"order_hash": ""}, "the record has no order_hash"),
+        ({"config_hash": "e" * 16}, "config hash eeeeeeeeeeeeeeee differs from the arm's other runs"),
+        ({"arm": 3}, "arm is 3, not a text"),
+    ],
+)  # fmt: skip
+def test_doctored_record_is_refused_by_name(tmp_path, change, reason):
+    experiment(tmp_path, THREE)
+    shutil.rmtree(tmp_path / "gelu-seed1")
+    write(tmp_path, record("gelu", 1, 9060, **change), "doctored")
+    found = left_out(tmp_path)
+    assert list(found) == ["doctored"]
+    assert reason in found["doctored"]
+
+
+def test_what_is_no_finished_run_is_named(tmp_path):
+    experiment(tmp_path, THREE)
+    (tmp_path / "gelu-seed0" / "record.json").write_text('{"schema": 1,')
+    (tmp_path / "silu-seed0" / "record.json").unlink()
+    (tmp_path / "silu-seed0" / "config.yaml").write_text("seed_everything: 0\n")
+    found = left_out(tmp_path)
+    assert "cannot be read" in found["gelu-seed0"]
+    assert found["silu-seed0"] == "not finished: no record.json"
+
+
+def test_copies_and_repeated_seeds_count_once(tmp_path):
+    experiment(tmp_path / "a", THREE)
+    shutil.copytree(tmp_path / "a" / "gelu-seed0", tmp_path / "b" / "gelu-seed0")
+    write(tmp_path, record("gelu", 1, 9999, started="2026-02-01T00:00:00+00:00"), "again")
+    found = read_experiment([tmp_path, tmp_path / "a"])
+    reasons = {x.folder.name: x.reason for x in found.left_out}
+    assert reasons["gelu-seed0"] == f"a copy of {tmp_path / 'a' / 'gelu-seed0'}"
+    assert reasons["again"].startswith("a later run of gelu at seed 1")
+    assert found.arms["gelu"][1].record["test"]["correct"] == 9060
+
+
+def test_two_arms_that_disagree_on_the_order_are_not_paired(tmp_path):
+    experiment(tmp_path, {"relu": [9000, 9010], "gelu": [9050]})
+    write(tmp_path, record("gelu", 1, 9060, order_hash="9" * 32))
+    assert set(left_out(tmp_path)) == {"gelu-seed1", "relu-seed1"}
+
+
+def test_several_experiments_are_not_guessed(tmp_path):
+    experiment(tmp_path, {"relu": [9000, 9010]})
+    experiment(tmp_path, {"gelu": [9000, 9010]}, steps=40)
+    with pytest.raises(UsageError, match=r"number of steps 20 \(2 runs\), 40 \(2 runs\)"):
+        read_experiment([tmp_path])
+
+
+def with_config(folder, **options):
+    """Give a run options, and their hash to its record."""
+    config = {"seed_everything": 1, "model": {"activation": "x", "lr": 0.01}, "data": {"root": str(folder)}}
+    config["model"] |= options
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    made = json.loads((folder / "record.json").read_text()) | {"config_hash": config_hash(config)}
+    (folder / "record.json").write_text(json.dumps(made))
+
+
+def test_other_learning_rate_is_found_in_the_options(tmp_path):
+    experiment(tmp_path, THREE)
+    for folder in tmp_path.iterdir():
+        with_config(folder)
+    assert not left_out(tmp_path)
+    assert not read_experiment([tmp_path]).notes  # another data.root is no other recipe
+    with_config(tmp_path / "gelu-seed1", lr=0.003)
+    assert left_out(tmp_path) == {"gelu-seed1": "--model.lr is 0.003, 0.01 in the others"}
+
+
+def test_options_are_believed_only_with_the_hash_of_the_record(tmp_path):
+    experiment(tmp_path, THREE)
+    for folder in tmp_path.iterdir():
+        with_config(folder)
+    path = tmp_path / "gelu-seed1" / "config.yaml"
+    path.write_text(path.read_text().replace("0.01", "0.02"))
+    assert any("1 of 9 runs have no config.yaml" in note for note in read_experiment([tmp_path]).notes)
+
+
+def test_hash_of_the_options_is_the_one_that_training_writes():
+    from vit_gelu.training import record as training
+
+    config = {
+        "seed_everything": 3,
+        "out": "x",
+        "model": {"lr": 1e-3, "b": None},
+        "loggers": ["csv"],
+        "data": {"a": [1]},
+    }
+    assert config_hash(config) == training.config_hash(config)
+    assert config_hash(config) != config_hash(config | {"data": {}})
+
+
+def test_labelled_arm_may_have_options_of_its_own_and_they_are_shown(tmp_path):
+    experiment(tmp_path, THREE)
+    for seed in range(3):
+        write(tmp_path, record("gelu", seed, 9070 + seed, arm="gelu, low rate"))
+    for folder in tmp_path.iterdir():
+        with_config(folder, lr=0.003 if "low" in folder.name else 0.01)
+    found = read_experiment([tmp_path])
+    assert set(found.arms) == {"relu", "gelu", "silu", "gelu, low rate"}
+    assert "gelu, low rate has options of its own: --model.lr 0.003 (the others: 0.01)." in found.notes
+
+
+def test_arms_of_one_activation_are_told_apart(tmp_path):
+    for seed in range(2):
+        write(tmp_path, record("relu", seed))
+        write(tmp_path, record("elu", seed), f"a{seed}")
+        write(tmp_path, record("elu", seed, activation_kwargs={"alpha": 0.5}), f"b{seed}")
+        write(tmp_path, record("mine.Act", seed), f"c{seed}")
+    found = read_experiment([tmp_path])
+    assert set(found.arms) == {"relu", "elu (defaults)", "elu (alpha=0.5)", "Act"}
+
+
+def test_diverged_runs_are_counted(tmp_path):
+    experiment(tmp_path, THREE)
+    write(tmp_path, record("gelu", 3, status="diverged", diverged_step=3))
+    found = read_experiment([tmp_path])
+    assert found.diverged() == {"gelu": 1}
+    notes = analyse(found, METRICS["test_top1"], "relu", 0.2).notes
+    assert "1 of 4 runs of gelu diverged; the figures are of those that did not." in notes
+
+
+def test_missing_things_are_told(tmp_path):
+    with pytest.raises(UsageError, match="no such folder"):
+        read_experiment([tmp_path / "no"])
+    with pytest.raises(UsageError, match=r"no runs under .*record\.json"):
+        read_experiment([tmp_path])
+    write(tmp_path, record(status="running"))
+    with pytest.raises(UsageError, match=r"no run can be used: .*status is 'running'"):
+        read_experiment([tmp_path])
+
+
+def test_speed_comes_from_exclusive_runs_under_one_condition(tmp_path):
+    rates = {"relu": [1000, 1010, 990, 1000], "gelu": [980, 1000, 960, 500]}
+    for arm, values in rates.items():
+        for seed, rate in enumerate(values):
+            change = {"speed__exclusive": None} if (arm, seed) == ("gelu", 3) else {}
+            if seed == 2:
+                change = {"env__compiled": False}
+            write(tmp_path, record(arm, seed, 9000 + seed, speed__train_images_per_second=rate, **change))
+    costs = measure_costs(read_experiment([tmp_path]), "relu")
+    gelu = costs.speed["gelu"]
+    assert gelu.values == (980, 1000)
+    assert gelu.pairs == 2
+    import numpy as np
+
+    logs = np.log([980 / 1000, 1000 / 1010])
+    assert gelu.change == pytest.approx(np.exp(logs.mean()) - 1)
+    assert gelu.change_interval == pytest.approx(np.exp(np.array(t_interval(logs))) - 1)
+    assert "compiled" in costs.conditions
+    assert any("1 of 8 runs shared their device" in note for note in costs.notes)
+    assert any("2 others ran under other conditions" in note for note in costs.notes)
+
+
+def test_learning_curve_is_the_mean_of_the_runs(tmp_path):
+    runs = list(read_experiment([experiment(tmp_path, THREE)]).arms["gelu"].values())
+    curve = mean_curve(runs, "val_top1", 100)
+    assert curve.epochs == [1, 2]
+    assert curve.mean == pytest.approx([50.1, 60.1])
+    assert (curve.low[0], curve.high[0]) == pytest.approx(t_interval([50.0, 50.1, 50.2]))
+    assert curve.n == 3
+    with (runs[0].folder / "metrics.csv").open() as file:
+        expected = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+    assert mean_curve(runs[:1], "train_loss").mean == expected
+    assert mean_curve(runs, "nothing") is None
