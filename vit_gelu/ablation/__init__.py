@@ -1,0 +1,1 @@
+"""Ablations: run folders in, evidence out."""
