@@ -1,5 +1,6 @@
 """What a person sees of a running ablation: a live table on a terminal, one line per event anywhere else."""
 
+import statistics
 import time
 from collections import Counter
 from typing import Any
@@ -73,13 +74,14 @@ class Display:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the mean of the runs that ended under our eyes; None before the first."""
+        """From the median of the runs that finished under our eyes; None before the first."""
         if not self.seconds:
             return None
-        mean = sum(self.seconds) / len(self.seconds)
+        # The first run of a worker pays for its start: a mean would remember that for long.
+        each = statistics.median(self.seconds)
         now = time.monotonic()
-        begun = sum(min(mean, now - began) for began, _ in self.running.values())
-        return max(0.0, mean * (self.total - self.ended) - begun) / self.places
+        begun = sum(min(each, now - began) for began, _ in self.running.values())
+        return max(0.0, each * (self.total - self.ended) - begun) / self.places
 
     def started(self, run: Run, where: str) -> None:
         self.running[run.id] = time.monotonic(), where
@@ -121,7 +123,11 @@ class Display:
     def _table(self) -> Any:
         left = self.seconds_left
         counts = [("finished", FINISHED), ("failed", FAILED), ("diverged", DIVERGED)]
-        parts = [f"{self.counts[status]} {name}" for name, status in counts if self.counts[status] or name == FINISHED]
+        parts = [
+            f"{self.counts[status]} {name}"
+            for name, status in counts
+            if self.counts[status] or name == FINISHED
+        ]
         head = f"{self.title}: {', '.join(parts)} of {self.total}"
         head += "" if left is None else f", {clock(left)} left"
         table = Table(box=None, pad_edge=False)
@@ -148,6 +154,7 @@ def print_summary(console: Console, rows: list[tuple[str, State]], folder: str) 
     console.print(f"\n{len(rows)} runs: {', '.join(words)}", highlight=False)
     bad = [(name, state) for name, state in rows if state.status != FINISHED and state.reason]
     for name, state in bad:
-        console.print(f"  {name}: {state.status}: {state.reason}", markup=False, highlight=False, soft_wrap=True)
+        reason = state.reason if state.status == DIVERGED else f"{state.status}: {state.reason}"
+        console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if bad:
         console.print(f"logs: {folder}/logs/ID.log", markup=False, highlight=False, soft_wrap=True)

@@ -54,12 +54,18 @@ def measure(runs: list[Run], slots: list[Slot]) -> Estimate:
     """
     first = runs[0]
     short = first.arm.with_option("trainer.max_epochs", -1).with_option("trainer.max_steps", STEPS)
-    for option, value in (("model.warmup_epochs", 0.0), ("trainer.max_time", None), ("trainer.min_epochs", None)):
+    for option, value in (
+        ("model.warmup_epochs", 0.0),
+        ("trainer.max_time", None),
+        ("trainer.min_epochs", None),
+    ):
         short = short.with_option(option, value)
     with tempfile.TemporaryDirectory(prefix="vit_gelu-") as place:
         workspace = Workspace(Path(place))
         several = first.arm.get("trainer.devices") > 1
-        worker = WorkerProcess("process" if several else "session", slots[0].environment, Path(place) / "worker.log")
+        worker = WorkerProcess(
+            "process" if several else "session", slots[0].environment, Path(place) / "worker.log"
+        )
         walls, records = [], []
         try:
             for seed in (0, 1):
@@ -70,7 +76,9 @@ def measure(runs: list[Run], slots: list[Slot]) -> Estimate:
                 walls.append(time.monotonic() - began)
                 path = workspace.run_folder(run) / "record.json"
                 if ended.status or not path.is_file():
-                    raise UsageError(f"arm {first.arm.label!r}: {ended.reason or 'some steps could not be trained'}")
+                    raise UsageError(
+                        f"arm {first.arm.label!r}: {ended.reason or 'some steps could not be trained'}"
+                    )
                 records.append(json.loads(path.read_text()))
         except WorkerDied as error:
             raise UsageError(f"arm {first.arm.label!r}: {error}") from None

@@ -119,7 +119,9 @@ class Ablation:
         todo = [run for run in runs if run.id not in done]
         if todo:
             self.workspace.write_configs(todo)
-            with Display(self.console, title, runs, done, min(self.executor.places, len(todo))) as self.display:
+            with Display(
+                self.console, title, runs, done, min(self.executor.places, len(todo))
+            ) as self.display:
                 self.executor.run(todo, self.display)
         if self.signum:
             raise Stopped(self.signum)
@@ -142,7 +144,9 @@ class Ablation:
                 signal.signal(number, handler)
 
 
-def finish(plan: Plan, workspace: Workspace, rows: list[tuple[str, State]], console: Console, broken: str) -> int:
+def finish(
+    plan: Plan, workspace: Workspace, rows: list[tuple[str, State]], console: Console, broken: str
+) -> int:
     """Summary and report; the exit status: 0 when every run finished."""
     print_summary(console, rows, str(workspace.folder))
     if broken:

@@ -111,7 +111,9 @@ class LocalExecutor:
             events.put(("stopped", (run,)))
             return
         state = settle(self.workspace, run, ended)
-        if state.status == OPEN:  # stopped by somebody else's signal: no result, and nothing wrong with the run
+        if (
+            state.status == OPEN
+        ):  # stopped by somebody else's signal: no result, and nothing wrong with the run
             self.workspace.note_failure(run, ended.reason or "stopped by a signal")
             state = State(FAILED, ended.reason or "stopped by a signal")
         events.put(("ended_with", (run, state)))

@@ -1,6 +1,8 @@
 """One run of an ablation, under its lock; and a run as a process of its own. Light: loads no torch."""
 
+import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -72,10 +74,11 @@ class Child:
     Args:
         log: file that its output is appended to.
         environment: of the process.
+        folder: that it runs in; this process's own by default.
     """
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
-        self.log, self.environment = log, environment
+    def __init__(self, log: Path, environment: dict[str, str], folder: str | None = None) -> None:
+        self.log, self.environment, self.folder = log, environment, folder
         self.process: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
@@ -91,6 +94,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
+                cwd=self.folder,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         if self.stopped:  # asked while the process was being made
@@ -99,6 +103,12 @@ class Child:
         if status < 0:
             return Ended(STOPPED - status, f"killed by {signal.Signals(-status).name}")
         return Ended(status, last_line(self.log) if status else "")
+
+    def wait(self) -> None:
+        """Wait for its end, without taking its exit status from ``train``; for signal handlers, too."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def stop(self) -> None:
         """Ask the training to save and end; ``train`` returns when it has."""

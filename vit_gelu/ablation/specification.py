@@ -123,7 +123,9 @@ def _arguments(options: Any, where: str) -> list[str]:
         raise UsageError(f"{where}: must be a mapping of options, such as model.lr: 0.001")
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        inner = {f"{key}.{k}": v for k, v in value.items()} if key in GROUPS and isinstance(value, dict) else {}
+        inner = (
+            {f"{key}.{k}": v for k, v in value.items()} if key in GROUPS and isinstance(value, dict) else {}
+        )
         for name, setting in (inner or {str(key): value}).items():
             if name.split(".")[0] not in GROUPS and name not in PLAIN_OPTIONS:
                 choices = [*PLAIN_OPTIONS, *(f"{group}.X" for group in GROUPS)]
@@ -190,7 +192,9 @@ def _tune(tune: Any, seeds: Iterable[int]) -> Tune | None:
     if tune is None:
         return None
     if not isinstance(tune, dict):
-        raise UsageError("tune: must be a mapping such as {model.lr: [0.001, 0.003, 0.01], seeds: [1000, 1001]}")
+        raise UsageError(
+            "tune: must be a mapping such as {model.lr: [0.001, 0.003, 0.01], seeds: [1000, 1001]}"
+        )
     options = [str(key) for key in tune if key != "seeds"]
     if len(options) != 1 or options[0].split(".")[0] not in GROUPS:
         raise UsageError(

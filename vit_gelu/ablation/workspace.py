@@ -9,7 +9,7 @@ import yaml
 
 from vit_gelu.ablation.plan import Arm, Plan, Run, Tune
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.resolve import read_record, write_json
+from vit_gelu.cli.run_record import read_record, write_json
 
 SCHEMA = 1
 PLAN = "plan.yaml"
@@ -106,8 +106,8 @@ def differences(there: Plan, here: Plan) -> list[str]:
     if there.tune != here.tune:
         tunes = [None if p.tune is None else plan_as_plain(p)["tune"] for p in (there, here)]
         found.append(f"tune: {tunes[0]} there, {tunes[1]} here")
-    for label in a.keys() & b.keys():
-        if a[label].hash != b[label].hash:
+    for label in a:
+        if label in b and a[label].hash != b[label].hash:
             found += [f"arm {label}: {line}" for line in _changed(a[label].config, b[label].config)]
     return found
 
@@ -153,7 +153,8 @@ class Workspace:
         """The plan that is there, which ``plan`` goes on with; None in a new folder. Raises as ``adopt``."""
         there = read_plan(self.folder)
         if there is None:
-            foreign = [p.name for p in self.folder.glob("*")] if self.folder.is_dir() else []
+            own = (".lock", f"{PLAN}.partial")
+            foreign = [p.name for p in self.folder.glob("*") if p.name not in own]
             if self.folder.exists() and (foreign or not self.folder.is_dir()):
                 what = f"holds something else ({foreign[0]})" if foreign else "is a file"
                 raise UsageError(f"--out {self.folder}: {what} and no {PLAN}; choose another --out")
@@ -195,7 +196,7 @@ class Workspace:
             "log": str(self.log(run).absolute()),
             "lock": str(self.lock(run).absolute()),
             "arguments": ["--config", str(self.config(run.arm).absolute()), "--seed", str(run.seed)],
-            "devices": int(run.arm.get("trainer.devices")),
+            "working_folder": os.getcwd(),
         }
 
     def state(self, run: Run) -> State:

@@ -190,7 +190,9 @@ def load_plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple["
     if path is not None and path.is_dir():
         return _plan_of_folder(path, options, overrides), path
     if path is None and not options.activations:
-        raise UsageError("what to compare is missing: a PLAN, or --activations A B ...; see vit-gelu ablate --help")
+        raise UsageError(
+            "what to compare is missing: a PLAN, or --activations A B ...; see vit-gelu ablate --help"
+        )
 
     from vit_gelu.ablation.specification import build_plan, read_specification
     from vit_gelu.cli.resolve import Resolver
@@ -228,12 +230,18 @@ def _plan_of_folder(folder: Path, options: argparse.Namespace, overrides: dict[s
     plan = read_plan(folder)
     if plan is None:
         raise UsageError(f"{folder}: holds no plan.yaml, so it is not the folder of an ablation")
-    fixed = [name for name in ("config", "activations", "baseline", "margin", "out") if getattr(options, name)]
+    fixed = [
+        name for name in ("config", "activations", "baseline", "margin", "out") if getattr(options, name)
+    ]
     fixed += list(overrides)
     if fixed:
-        raise UsageError(f"--{fixed[0]}: not with the folder of an ablation, whose plan is fixed; only --seeds may grow")
+        raise UsageError(
+            f"--{fixed[0]}: not with the folder of an ablation, whose plan is fixed; only --seeds may grow"
+        )
     if options.devices_per_run not in (None, plan.devices_per_run):
-        raise UsageError(f"--devices-per-run {options.devices_per_run}: the plan in {folder} has {plan.devices_per_run}")
+        raise UsageError(
+            f"--devices-per-run {options.devices_per_run}: the plan in {folder} has {plan.devices_per_run}"
+        )
     return plan if options.seeds is None else plan.with_seeds(parse_seeds(_seeds(options.seeds)))
 
 
@@ -268,7 +276,9 @@ def build_executor(plan: "Plan", workspace: "Workspace", options: argparse.Names
 
 def describe(plan: "Plan", places: int) -> str:
     """A plan in a line."""
-    arms = ", ".join(f"{arm.label} (baseline)" if arm.label == plan.baseline else arm.label for arm in plan.arms)
+    arms = ", ".join(
+        f"{arm.label} (baseline)" if arm.label == plan.baseline else arm.label for arm in plan.arms
+    )
     n = len(plan.arms) * len(plan.seeds)
     tuning = len(list(plan.tuning_runs()))
     extra = f" after {tuning} tuning runs" if tuning else ""

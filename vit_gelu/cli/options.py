@@ -101,7 +101,9 @@ class TrainCLI(LightningCLI):
             default=5.0,
             help="Longest time between two saves inside an epoch.",
         )
-        parser.add_argument("--arm", type=str, default="", help="Name under which an ablation compares the run.")
+        parser.add_argument(
+            "--arm", type=str, default="", help="Name under which an ablation compares the run."
+        )
         parser.link_arguments("seed_everything", "model.seed")
 
     def before_instantiate_classes(self) -> None:

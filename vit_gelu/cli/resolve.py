@@ -6,9 +6,6 @@ from vit_gelu.cli.configs import expand_configs
 from vit_gelu.cli.options import build_parser, check_choices, plain_options
 from vit_gelu.data import ImageData
 from vit_gelu.training.module import ClassificationModule
-from vit_gelu.training.record import config_hash as config_hash
-from vit_gelu.training.record import read_record as read_record
-from vit_gelu.training.record import write_json as write_json
 
 
 class Resolver:
