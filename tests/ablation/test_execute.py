@@ -16,7 +16,6 @@ from tests.ablation.helpers import TRAIN, write_plan
 from tests.training.helpers import assert_same_weights, metrics, weights
 from vit_gelu.cli.ablate import main
 
-
 # Long enough to be stopped in the middle on any machine.
 LONG = TRAIN | {"trainer.max_epochs": 500}
 
@@ -32,7 +31,7 @@ def of_arm(out, arm):
 
 
 def test_bad_arms_are_rows_and_the_others_finish(ended):
-    plan, out, status = ended
+    _, out, status = ended
     assert status == 1
     for arm in ("gelu", "gelu_stochastic"):
         assert [(r["status"], r["seed"]) for r in of_arm(out, arm)] == [("finished", 0), ("finished", 1)]

@@ -114,7 +114,7 @@ def test_no_slurm_here(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="--executor slurm: srun"):
         SlurmExecutor(Workspace(tmp_path), {}, accelerator="cpu")
-    with pytest.raises(UsageError, match="--slurm.gpus 1"):
+    with pytest.raises(UsageError, match=r"--slurm\.gpus 1"):
         SlurmExecutor(Workspace(tmp_path), {"cluster": "local", "gpus": 1}, devices_per_run=2)
 
 
@@ -170,5 +170,5 @@ def test_no_ray_there(tmp_path):
     from vit_gelu.ablation.ray_cluster import RayExecutor
 
     assert "RAY_ADDRESS" not in os.environ
-    with pytest.raises(UsageError, match="--ray.address auto"):
+    with pytest.raises(UsageError, match=r"--ray\.address auto"):
         RayExecutor(Workspace(tmp_path))

@@ -55,7 +55,7 @@ def test_the_hash_is_that_of_the_records(ended, resolve):
 
     from vit_gelu.ablation.plan import Run
 
-    plan, out, _ = ended
+    _, out, _ = ended
     runs: dict[str, Run] = {r.id: r for r in read_plan(out).runs()}
     paths = list((out / "runs").glob("*/record.json"))
     assert paths

@@ -96,7 +96,8 @@ class _ProcessState(AbstractContextManager[None]):
         self.folder = os.getcwd()
         self.filters = list(warnings.filters)
         self.show = warnings.showwarning
-        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        arrays = np.random.get_state()  # noqa: NPY002
+        self.random = random.getstate(), arrays, torch.get_rng_state()
         self.dtype = torch.get_default_dtype()
         self.threads = torch.get_num_threads()
         self.precision = torch.get_float32_matmul_precision()

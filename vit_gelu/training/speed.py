@@ -257,10 +257,8 @@ class SpeedMeter(Callback):
         exclusive = self._exclusivity.check() if self._exclusivity else None
         peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
-        else:
-            memory = peak_memory()
+        cuda = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
         return {
             "train_images_per_second": rate,
             "eval_images_per_second": self.eval_images / self.eval_seconds if self.eval_seconds else None,
