@@ -127,3 +127,15 @@ def test_killed_and_gone_on_with_it_is_the_ablation_left_alone(ended, tmp_path):
         for key in ("order_hash", "config_hash", "arm", "val", "test", "steps"):
             assert one[key] == other[key], key
     assert not list(out.rglob("*.partial"))
+
+
+def test_dry_run_measures_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    plan = write_plan(tmp_path / "plan.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([plan, "--dry-run"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
+    shown = capsys.readouterr().out
+    assert "gelu, gelu_stochastic: 2 seeds each, 4 runs, 1 at a time" in shown.replace(" (baseline)", "")
+    assert len([line for line in shown.splitlines() if line.startswith("  gelu")]) == 4
+    assert "for 4 runs" in shown
+    assert "40 steps" in shown
