@@ -88,7 +88,7 @@ def test_stops_on_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
     out = tmp_path / "out"
 
     def stop():
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list(out.glob("runs/*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,5 +1,6 @@
 """Runs as tasks of a Ray cluster."""
 
+import logging
 from collections import deque
 from typing import Any
 
@@ -56,7 +57,7 @@ class RayExecutor:
                 ray.init(
                     address=address,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                     include_dashboard=False if address == "local" else None,
                 )
             except (ConnectionError, ValueError) as error:
@@ -92,7 +93,8 @@ class RayExecutor:
         """Carry out runs; see ``LocalExecutor.run``."""
         # A task whose worker process or node died is run again elsewhere.
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(carry_out_there)
-        todo, running, cancelled = deque(runs), {}, False
+        todo, cancelled = deque(runs), False
+        running: dict[Any, Run] = {}
         while running or (todo and not self.stop_asked):
             while todo and not self.stop_asked and len(running) < max(1, self.places):
                 run = todo.popleft()

@@ -149,6 +149,7 @@ def _arms(arms: Any) -> dict[str, list[str]]:
             "{label: gelu, activation: gelu, model.lr: 0.001}"
         )
     asked: dict[str, list[str]] = {}
+    label: Any
     for position, arm in enumerate(arms, 1):
         if isinstance(arm, str):
             label, options = arm, {"activation": arm}

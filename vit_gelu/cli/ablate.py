@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ examples:
 
 TRAIN_OPTIONS = ("test_checkpoint", "checkpoint_minutes", "loggers")
 EXECUTORS = ("local", "slurm", "ray")
-SLURM = {
+SLURM: dict[str, Callable[[str], Any]] = {
     "partition": str,
     "account": str,
     "qos": str,
@@ -62,7 +63,7 @@ SLURM = {
     "parallel": at_least(1),
     "cluster": one_of("cluster", ["slurm", "local", "debug"]),
 }
-RAY = {"address": str, "cpus": at_least(1)}
+RAY: dict[str, Callable[[str], Any]] = {"address": str, "cpus": at_least(1)}
 
 
 def main(argv: list[str]) -> int:
@@ -209,7 +210,7 @@ def load_plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple["
         there = specification.get("overrides") or {}
         if not isinstance(there, dict):
             raise UsageError(f"{path}: overrides: must be a mapping of options, such as model.lr: 0.001")
-        flat = {}
+        flat: dict[str, Any] = {}
         for key, value in there.items():
             nested = isinstance(value, dict) and key in ("model", "data", "trainer")
             flat |= {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}
