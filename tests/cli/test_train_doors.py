@@ -82,6 +82,14 @@ def test_by_import_path_with_options(tmp_path):
     assert [block.mlp.act.negative_slope for block in net.blocks] == [0.25] * 3
 
 
+def test_the_arm_is_a_name_and_nothing_else(tmp_path):
+    plain, named = train(tmp_path / "a", **FAST), train(tmp_path / "b", arm="my gelu", **FAST)
+    assert (plain["arm"], named["arm"]) == ("", "my gelu")
+    assert plain["config_hash"] == named["config_hash"]
+    assert plain["test"] == named["test"]
+    assert yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())["arm"] == "my gelu"
+
+
 def test_seed_by_flag_dotted_and_yaml(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed_everything: 9\n")

@@ -12,7 +12,16 @@ import yaml
 from vit_gelu.ablation.records import CONFIG, Run
 
 # As in the run's own hash: where a run happens, and its seed.
-NOT_IN_HASH = ("seed_everything", "out", "resume", "ckpt_path", "loggers", "checkpoint_minutes", "config")
+NOT_IN_HASH = (
+    "seed_everything",
+    "out",
+    "resume",
+    "ckpt_path",
+    "loggers",
+    "checkpoint_minutes",
+    "config",
+    "arm",
+)
 # Besides those: what an ablation compares, and what changes neither data, model nor optimization.
 MAY_DIFFER = frozenset(
     {

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a ViT and test it; writes a run folder",
     "evaluate": "accuracy, per class and confusion, of a run on a data set",
     "predict": "the most likely classes of image files",
+    "ablate": "train activations with several seeds each, and compare them",
     "report": "compare the activations of finished runs: verdict, figures, tables",
     "bench": "speed, memory and exactness of activations, alone and in a whole ViT",
     "doctor": "check the installation, the devices and the data",
@@ -28,6 +29,7 @@ examples:
   vit-gelu train --config digits --activation gelu
   vit-gelu train --activation relu --seed 1 --data.root ~/data
   vit-gelu evaluate runs/digits-vit_tiny-gelu-seed0
+  vit-gelu ablate configs/ablation/digits.yaml
   vit-gelu report runs --baseline relu
   vit-gelu COMMAND --help
 """

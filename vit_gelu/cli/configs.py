@@ -6,6 +6,7 @@ from vit_gelu.cli.errors import UsageError
 from vit_gelu.suggest import unknown
 
 DEFAULT_CONFIG = "cifar10"
+PLANS = "ablation"  # folder of the plans of ablations among the recipes
 
 
 def configs_folder() -> Path:
@@ -16,9 +17,15 @@ def configs_folder() -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name (path under ``configs/`` without suffix) -> file."""
+    """Name (path under ``configs/`` without suffix) -> file, of the recipes of single runs."""
     folder = configs_folder()
-    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+    files = sorted(p for p in folder.rglob("*.yaml") if PLANS not in p.relative_to(folder).parts)
+    return {str(p.relative_to(folder).with_suffix("")): p for p in files}
+
+
+def shipped_plans() -> dict[str, Path]:
+    """Name -> file, of the shipped plans of ablations."""
+    return {p.stem: p for p in sorted((configs_folder() / PLANS).glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
@@ -35,6 +42,22 @@ def find_config(name: str) -> Path:
     if short in shipped:
         return shipped[short]
     raise UsageError("--config: no such file, and " + unknown("recipe", short, shipped))
+
+
+def find_plan(name: str) -> Path:
+    """A file or folder of that path, else the shipped plan of that name.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    shipped = shipped_plans()
+    short = name.removeprefix("configs/").removeprefix(f"{PLANS}/").removesuffix(".yaml")
+    if short in shipped:
+        return shipped[short]
+    raise UsageError(f"{name}: no such file or folder, and " + unknown("plan", short, shipped))
 
 
 def expand_configs(argv: list[str]) -> list[str]:

@@ -29,6 +29,25 @@ PLACE = ("config", "out", "ckpt_path")
 LOGGERS = ("csv", "tensorboard", "wandb")
 
 
+def check_choices(config: Namespace) -> None:
+    """Check the options of ours that take one of a few words.
+
+    Raises:
+        UsageError: another word.
+    """
+    for name in config.loggers:
+        if name not in LOGGERS:
+            raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
+    if config.test_checkpoint not in ("last", "best"):
+        raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
+
+
+def plain_options(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """All options as plain types, as they stand in ``config.yaml``."""
+    text = parser.dump(config, skip_none=False, skip_link_targets=True, format="yaml")
+    return {k: v for k, v in yaml.safe_load(text).items() if k not in PLACE}
+
+
 class TrainCLI(LightningCLI):
     """Options, run folder and objects of one training run.
 
@@ -82,22 +101,17 @@ class TrainCLI(LightningCLI):
             default=5.0,
             help="Longest time between two saves inside an epoch.",
         )
+        parser.add_argument(
+            "--arm", type=str, default="", help="Name under which an ablation compares the run."
+        )
         parser.link_arguments("seed_everything", "model.seed")
 
     def before_instantiate_classes(self) -> None:
         config = self.config
-        for name in config.loggers:
-            if name not in LOGGERS:
-                raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
-        if config.test_checkpoint not in ("last", "best"):
-            raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
-        self.resolved = self._plain(config)
+        check_choices(config)
+        self.resolved = plain_options(self.parser, config)
         self.folder = choose_folder(config, self.resolved)
         self.ckpt_path = self._choose_checkpoint()
-
-    def _plain(self, config: Namespace) -> dict[str, Any]:
-        text = self.parser.dump(config, skip_none=False, skip_link_targets=True, format="yaml")
-        return {k: v for k, v in yaml.safe_load(text).items() if k not in PLACE}
 
     def _choose_checkpoint(self) -> Path | None:
         asked = self.config.ckpt_path

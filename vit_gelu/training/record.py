@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# Options that say where and with what seed a run happens, not what it is.
-_NOT_IN_HASH = ("seed_everything", "out", "resume", "ckpt_path", "loggers", "checkpoint_minutes", "config")
+# Options that say where, with what seed and under what name a run happens, not what it is.
+_NOT_IN_HASH = (
+    "seed_everything",
+    "out",
+    "resume",
+    "ckpt_path",
+    "loggers",
+    "checkpoint_minutes",
+    "config",
+    "arm",
+)
 
 
 def write_json(path: Path, value: Any) -> None:

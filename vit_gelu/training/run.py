@@ -97,7 +97,8 @@ def train(
     seconds = monitor.seconds
     epochs, steps = trainer.current_epoch, trainer.global_step
     image_shape = (data.in_channels, *data.image_size)
-    if module.compile_network and speed.graphs == 0:
+    # A run that was killed between its last step and its record comes back without a step to compile.
+    if module.compile_network and speed.steps and speed.graphs == 0:
         raise RuntimeError(
             "--model.compile: nothing was compiled, so the run's speed would be reported wrongly"
         )
@@ -150,6 +151,7 @@ def _describe(
 ) -> dict[str, Any]:
     options = module.network_options
     return {
+        "arm": config.get("arm", ""),
         "activation": options["activation"],
         "activation_kwargs": options["activation_kwargs"],
         "seed": module.seed,

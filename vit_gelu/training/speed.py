@@ -1,7 +1,6 @@
 """How fast a run was: end to end, warm-up and evaluation excluded, and whether the figure may be compared."""
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
+
+from vit_gelu.training.memory import peak_memory, restart_peak_memory
 
 WARMUP_STEPS = 10
 
@@ -107,8 +108,10 @@ class Exclusivity:
         return t.user + t.system + t.children_user + t.children_system
 
     @staticmethod
-    def _gpu_processes() -> set[int] | None:
+    def _gpu_processes(device: torch.device) -> set[int] | None:
         command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+        # Other runs on the machine's other GPUs share nothing that counts.
+        command += [f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
@@ -120,7 +123,7 @@ class Exclusivity:
         if self.shared:
             return False
         if self.device.type == "cuda":
-            pids = self._gpu_processes()
+            pids = self._gpu_processes(self.device)
             return None if pids is None else len(pids - {os.getpid(), os.getppid()}) == 0
         busy = self._busy()
         if self.busy is None or busy is None:
@@ -157,7 +160,7 @@ class SpeedMeter(Callback):
         self.eval_seconds = 0.0
         self.global_batch = 0
         self.images_seen = 0
-        self._steps = 0
+        self.steps = 0
         self._mark: Any = None
         self._graphs_before = 0
         self._pending: list[tuple[Any, Any]] = []
@@ -176,6 +179,8 @@ class SpeedMeter(Callback):
         self.graphs = self._graphs_before = compiled_graphs()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
+        else:
+            restart_peak_memory()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._host_start = time.perf_counter()
@@ -184,14 +189,14 @@ class SpeedMeter(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, host = self._now(pl_module.device), time.perf_counter()
-        self._steps += 1
+        self.steps += 1
         self.global_batch = len(batch.targets) * trainer.world_size
         self.images_seen += self.global_batch
         graphs = compiled_graphs()
         if graphs != self.graphs:
             self.graphs = graphs
             self.compile_seconds += host - self._host_start
-        elif self._steps > WARMUP_STEPS and self._mark is not None:
+        elif self.steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
             self.patch_dropouts[pl_module.network.patch_drop.p] += 1
             self.wait_seconds += self._host_start - self._host_end
@@ -257,10 +262,8 @@ class SpeedMeter(Callback):
         exclusive = self._exclusivity.check() if self._exclusivity else None
         peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cuda = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
         return {
             "train_images_per_second": rate,
             "eval_images_per_second": self.eval_images / self.eval_seconds if self.eval_seconds else None,

@@ -1,0 +1,135 @@
+"""Several trainings in one process, each as if it were the first: imports, data and compiled code are paid once."""
+
+import functools
+import gc
+import os
+import random
+import sys
+import traceback
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+import vit_gelu.data.module as data_module
+import vit_gelu.training.speed as speed
+from vit_gelu.cli import train
+from vit_gelu.cli.errors import USAGE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        status: exit status that ``vit-gelu train`` would have had.
+        reason: what went wrong, in a line; empty when nothing did.
+        reusable: whether the process is still good for another training.
+    """
+
+    status: int
+    reason: str = ""
+    reusable: bool = True
+
+
+class Session:
+    """Runs ``vit-gelu train`` again and again in this process.
+
+    What a run changes for its whole process is put back before the next one: torch's settings and generators,
+    environment variables, warning filters, the state of torch.compile (its code stays in the cache on disk). Data
+    sets are kept in memory, and the device's matmul peak is measured once.
+    """
+
+    def __init__(self) -> None:
+        data_module.load_source = _kept(data_module.load_source)
+        speed.matmul_peak = functools.lru_cache(maxsize=None)(speed.matmul_peak)
+        # Hundreds of thousands of objects of imported modules, which each collection would walk through in vain.
+        gc.collect()
+        gc.freeze()
+
+    def train(self, argv: list[str]) -> Outcome:
+        """One training.
+
+        Args:
+            argv: arguments of ``vit-gelu train``.
+
+        Returns:
+            How it ended; its messages and a traceback, if there is one, went to the standard streams.
+        """
+        with _ProcessState():
+            try:
+                outcome = Outcome(train.run(argv))
+            except (ValueError, OSError) as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                print(f"vit-gelu train: error: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
+                outcome = Outcome(USAGE, lines[0])
+            except Exception as error:
+                traceback.print_exc()
+                lines = str(error).strip().splitlines() or [""]
+                outcome = Outcome(1, f"{type(error).__name__}: {lines[0]}"[:300], reusable=False)
+        return outcome
+
+
+def _kept(load: Any) -> Any:
+    kept: dict[str, Any] = {}
+
+    @functools.wraps(load)
+    def load_once(*args: Any, **kwargs: Any) -> Any:
+        asked = repr((args, sorted((k, v) for k, v in kwargs.items() if k != "download")))
+        if asked not in kept:
+            kept[asked] = load(*args, **kwargs)
+        return kept[asked]
+
+    return load_once
+
+
+class _ProcessState(AbstractContextManager[None]):
+    """Puts back what belongs to the whole process."""
+
+    def __enter__(self) -> None:
+        self.environment = dict(os.environ)
+        self.path = list(sys.path)
+        self.folder = os.getcwd()
+        self.filters = list(warnings.filters)
+        self.show = warnings.showwarning
+        arrays = np.random.get_state()  # noqa: NPY002
+        self.random = random.getstate(), arrays, torch.get_rng_state()
+        self.dtype = torch.get_default_dtype()
+        self.threads = torch.get_num_threads()
+        self.precision = torch.get_float32_matmul_precision()
+        self.deterministic = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        self.anomaly = torch.is_anomaly_enabled()
+        cudnn = torch.backends.cudnn
+        self.cudnn = cudnn.benchmark, cudnn.deterministic
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        os.environ.clear()
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        os.chdir(self.folder)
+        warnings.filters[:] = self.filters  # type: ignore[index]
+        warnings.showwarning = self.show
+        python, arrays, tensors = self.random
+        random.setstate(python)
+        np.random.set_state(arrays)  # noqa: NPY002
+        torch.set_rng_state(tensors)
+        torch.set_default_dtype(self.dtype)
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.precision)
+        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
+        torch.autograd.set_detect_anomaly(self.anomaly)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self.cudnn
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
