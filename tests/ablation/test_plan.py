@@ -113,7 +113,7 @@ def test_devices_are_part_of_the_plan(resolve):
         ({"seeds": [1, 1]}, ["--seeds", "1 is there twice"]),
         ({"seeds": [1, -1]}, ["--seeds -1", "at least 0"]),
         ({"seeds": "many"}, ["--seeds many"]),
-        ({"margin": -0.1}, ["--margin -0.1", "at least 0"]),
+        ({"margin": -0.1}, ["--margin -0.1", "above 0"]),
         ({"margin": "wide"}, ["--margin wide"]),
         ({"tune": {"model.lr": [0.1, 0.2], "seeds": [0, 7]}}, ["tune", "seed 0"]),
         ({"tune": {"model.lr": [0.1]}}, ["tune", "model.lr", "two"]),

@@ -151,17 +151,18 @@ def finish(
     print_summary(console, rows, str(workspace.folder))
     if broken:
         print(f"vit-gelu ablate: {broken}", file=sys.stderr)
-    if any(state.status == FINISHED for _, state in rows):
-        _report(plan, workspace, console)
-    return 0 if all(state.status == FINISHED for _, state in rows) else FAILED_STATUS
+    reported = any(state.status == FINISHED for _, state in rows) and _report(plan, workspace)
+    return 0 if reported and all(state.status == FINISHED for _, state in rows) else FAILED_STATUS
 
 
-def _report(plan: Plan, workspace: Workspace, console: Console) -> None:
+def _report(plan: Plan, workspace: Workspace) -> bool:
+    """Write and print the report of the finished runs; False, and the reason on the screen, where there is none."""
+    from vit_gelu.cli.report import main
+
+    arguments = ["--baseline", plan.baseline, "--margin", f"{plan.margin:g}"]
     try:
-        from vit_gelu.ablation.report import write_report
-    except ModuleNotFoundError:
-        console.print("report: left out; this version has none")
-        return
-    folders, out = [workspace.folder / "runs"], workspace.folder / "report"
-    write_report(folders, out=out, baseline=plan.baseline, margin=plan.margin)
-    console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
+        main([str(workspace.folder / "runs"), *arguments, "--out", str(workspace.folder / "report")])
+    except UsageError as error:
+        print(f"vit-gelu ablate: no report: {error}", file=sys.stderr)
+        return False
+    return True

@@ -69,8 +69,8 @@ def build_plan(specification: dict[str, Any], resolve: Resolve, devices_per_run:
     if baseline not in asked:
         raise UsageError("--baseline: " + unknown("arm", str(baseline), asked))
     margin = _number(specification.get("margin", DEFAULT_MARGIN))
-    if margin is None or margin < 0:
-        raise UsageError(f"--margin {specification['margin']}: must be a number of points, at least 0")
+    if margin is None or not margin > 0:
+        raise UsageError(f"--margin {specification['margin']}: must be a number of points above 0")
     tune = _tune(specification.get("tune"), seeds)
     if tune is not None:
         # Arms that differ in what is tuned alone would be one arm afterwards.
