@@ -54,6 +54,16 @@ def failure(capsys, argv):
         ({"test_checkpoint": "first"}, ["--test_checkpoint", "first", "best"]),
         ({"loggers": "[cvs]"}, ["--loggers", "cvs", "csv"]),
         ({"ckpt_path": "nowhere.ckpt"}, ["nowhere.ckpt"]),
+        ({"seed": -3}, ["--seed -3", "between 0"]),
+        ({"model__lr": "nan"}, ["--model.lr nan", "finite"]),
+        ({"trainer__accumulate_grad_batches": 0}, ["--trainer.accumulate_grad_batches 0", ">= 1"]),
+        ({"trainer__gradient_clip_val": -1}, ["--trainer.gradient_clip_val -1", ">= 0"]),
+        ({"trainer__devices": 0}, ["--trainer.devices 0", "auto"]),
+        (
+            {"model__optimizer": "muon", "model__optimizer_kwargs": "{momentum: abc}"},
+            ["optimizer_kwargs", "abc"],
+        ),
+        ({"model__optimizer_kwargs": "{momentum: 0.9}"}, ["momentum", "--model.optimizer_kwargs null"]),
         ({"ckpt_path": "last"}, ["--ckpt_path last", "no"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -92,7 +102,7 @@ def test_wrong_yaml(capsys, tmp_path, yaml, expected):
         (["train", "--config", "digitz"], ["digitz", "digits"]),
         (["train", "--config"], ["--config", "expects"]),
         (["train", "digits"], ["digits", "--config"]),
-        (["train", "--resume", "nowhere"], ["--resume nowhere", "config.yaml"]),
+        (["train", "--resume", "nowhere"], ["--resume nowhere", "no such folder"]),
         (["train", "--resume"], ["--resume", "expects"]),
     ],
     ids=" ".join,
@@ -241,3 +251,40 @@ def test_in_a_process_of_its_own(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("vit-gelu train: error: --activation: unknown activation 'glue'")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"hello", ["must hold options"]),
+        (b"- a", ["must hold options"]),
+        (b"model: {depth: 3", ["not YAML"]),
+        (b"\xd2\x00\xff", ["not a text file"]),
+    ],
+)
+def test_files_that_are_no_recipes_are_named(tmp_path, capsys, content, expected):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    message = failure(capsys, ["train", "--config", str(tmp_path / "recipe.yaml")])
+    for part in (*expected, str(tmp_path / "recipe.yaml")):
+        assert part in message, message
+
+
+def test_unknown_help_topic(capsys):
+    assert "Did you mean 'trainer'" in failure(capsys, ["train", "--help", "trainr"])
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert "--out" in failure(capsys, ["train", *arguments(tmp_path / "run")])
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
+    out = tmp_path / "run"
+    train(out, trainer__max_epochs=1)
+    (out / "record.json").unlink()
+    before = (out / "config.yaml").read_text()
+    assert "depth" in failure(capsys, ["train", "--resume", str(out), "--model.depth", "3"])
+    assert (out / "config.yaml").read_text() == before
+    main(["train", "--resume", str(out)])
+    assert (out / "record.json").exists()

@@ -36,12 +36,37 @@ def find_config(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_file():
+        check_yaml(path)
         return path
     shipped = shipped_configs()
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in shipped:
         return shipped[short]
-    raise UsageError("--config: no such file, and " + unknown("recipe", short, shipped))
+    raise UsageError(f"--config {name}: no such file, and " + unknown("recipe", short, shipped))
+
+
+def check_yaml(path: Path) -> None:
+    """Check that a file is a recipe at all, so that the error names it.
+
+    Raises:
+        UsageError: no text, no YAML, or no options.
+    """
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(f"--config {path}: not a text file; a recipe is YAML") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise UsageError(
+            f"--config {path}{line}: not YAML: {getattr(error, 'problem', None) or 'cannot be read'}"
+        ) from None
+    if options is not None and not isinstance(options, dict):
+        raise UsageError(
+            f"--config {path}: must hold options such as 'model: {{depth: 6}}', not {options!r:.40}"
+        )
 
 
 def find_plan(name: str) -> Path:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.machine import usable_cores
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
@@ -40,6 +42,23 @@ def check_choices(config: Namespace) -> None:
             raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
     if config.test_checkpoint not in ("last", "best"):
         raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
+
+
+def check_numbers(config: Namespace) -> None:
+    """Check the numbers that Lightning takes as they come, or whose errors name no option.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    trainer, seed = config.trainer, config.seed_everything
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed {seed}: must lie between 0 and {2**32 - 1}")
+    if trainer.accumulate_grad_batches < 1:
+        raise UsageError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: must be >= 1")
+    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
+        raise UsageError(f"--trainer.gradient_clip_val {trainer.gradient_clip_val}: must be >= 0")
+    if trainer.devices in (0, "0"):
+        raise UsageError("--trainer.devices 0: must be >= 1, or -1 or auto for all there are")
 
 
 def plain_options(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
@@ -73,10 +92,13 @@ class TrainCLI(LightningCLI):
         try:
             return cls(**_SETTINGS, args=argv)
         except MisconfigurationException as error:
-            raise UsageError(f"--trainer: {error}") from None
+            raise UsageError(f"--trainer: {error}; devices of this machine: vit-gelu doctor") from None
+        except ImportError as error:
+            raise UsageError(f"--trainer: an option needs a package that is not installed: {error}") from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        check_numbers(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # A second name for one option: link_arguments instead would let a flag's default silence the YAML.
@@ -133,6 +155,7 @@ class TrainCLI(LightningCLI):
         save = options.enable_checkpointing is not False
         callbacks = run_callbacks(
             self.folder,
+            on_start=self._write_config,
             ema_decay=self.config.model.ema_decay,
             checkpoint_minutes=self.config.checkpoint_minutes,
             save=save,
@@ -185,12 +208,22 @@ class TrainCLI(LightningCLI):
             advice = "choose another --out" + ("" if record else f", or go on with --resume {self.folder}")
             raise UsageError(f"--out {self.folder}: holds {state}; nothing is overwritten: {advice}")
         self.created = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {self.folder}: cannot be made: {error.strerror}") from None
         os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
+        if not (self.folder / "config.yaml").exists():
+            self._write_config()
+        return None
+
+    def _write_config(self) -> None:
+        """``config.yaml``; of a run that goes on, once its checkpoint has agreed to the options."""
+        if not is_main_process():
+            return
         partial = self.folder / "config.yaml.partial"
         partial.write_text(yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
         os.replace(partial, self.folder / "config.yaml")
-        return None
 
     def discard_folder(self) -> None:
         """Remove a run folder that this process made and that no step was trained in."""
@@ -213,6 +246,14 @@ class TrainCLI(LightningCLI):
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,
         )
+        if trainer.num_devices > usable_cores() and device.type == "cpu":
+            print(
+                f"warning: {trainer.num_devices} processes share {usable_cores()} cores; is there no GPU? "
+                "(vit-gelu doctor)",
+                file=sys.stderr,
+            )
+        if config.trainer.enable_checkpointing is False:
+            print("warning: no weights are saved (--trainer.enable_checkpointing false)", file=sys.stderr)
         if self.ckpt_path is not None:
             print(f"going on from {self.ckpt_path}", flush=True)
 

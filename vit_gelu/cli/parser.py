@@ -55,6 +55,8 @@ class Parser(LightningArgumentParser):
             if literals:
                 choices = list(dict.fromkeys(c.strip(" '\"") for part in literals for c in part.split(",")))
                 return f"--{_FLAGS.get(key, key)}: " + unknown("value", value.strip(), choices)
+            if value.strip().lstrip("+-.").lower() in ("nan", "inf", "infinity"):
+                return f"--{_FLAGS.get(key, key)} {value.strip()}: must be a finite number"
             kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
             kind = " or ".join(dict.fromkeys(k for k in kinds if k != "NoneType")) or "another type"
             return f"--{_FLAGS.get(key, key)} {value.strip()}: must be of type {kind}"

@@ -7,6 +7,9 @@ from typing import Any
 
 from vit_gelu.cli.configs import DEFAULT_CONFIG, expand_configs
 from vit_gelu.cli.errors import FAILED, UsageError
+from vit_gelu.suggest import unknown
+
+TOPICS = ("all", "model", "data", "trainer", "augment")
 
 HELP = """usage: vit-gelu train [--config FILE ...] [--activation NAME] [--seed N] [OPTIONS]
 
@@ -44,7 +47,7 @@ run:
   --test_checkpoint last|best  which weights the test set sees (default: last)
   --loggers NAME ...           csv, tensorboard, wandb (default: [csv, tensorboard])
 
-all options:                   vit-gelu train --help all | model | data | trainer
+all options:                   vit-gelu train --help all | model | data | trainer | augment
 
 examples:
   vit-gelu train --config digits --activation gelu
@@ -59,8 +62,15 @@ def main(argv: list[str]) -> int:
     if any(a in ("-h", "--help") for a in argv):
         place = next(i for i, a in enumerate(argv) if a in ("-h", "--help"))
         topic = argv[place + 1] if place + 1 < len(argv) else ""
-        if topic not in ("all", "model", "data", "trainer"):
+        if topic and not topic.startswith("-") and topic not in TOPICS:
+            raise UsageError("--help: " + unknown("topic", topic, TOPICS))
+        if topic not in TOPICS:
             print(HELP.format(default=DEFAULT_CONFIG), end="")
+            return 0
+        if topic == "augment":
+            from vit_gelu.data.policies import describe_policies
+
+            print(describe_policies(), end="")
             return 0
         from vit_gelu.cli.options import full_help
 
@@ -97,9 +107,6 @@ def run(argv: list[str]) -> int:
             ckpt_path=cli.ckpt_path,
             test_checkpoint=cli.config.test_checkpoint,
         )
-    except (ValueError, OSError):
-        cli.discard_folder()
-        raise
     except Diverged as error:
         print(f"vit-gelu train: diverged: {error}", file=sys.stderr)
         print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)
@@ -108,6 +115,9 @@ def run(argv: list[str]) -> int:
         print(f"vit-gelu train: {error}; saved. Go on with:", file=sys.stderr)
         print(f"  vit-gelu train --resume {cli.folder}", file=sys.stderr)
         return 128 + error.signum
+    except Exception:
+        cli.discard_folder()
+        raise
     if cli.trainer.is_global_zero:
         print_result(record)
         print(f"run folder: {cli.folder}")
@@ -164,6 +174,8 @@ def _take(argv: list[str], option: str) -> str | None:
 
 def _resume_arguments(argv: list[str], folder: str) -> list[str]:
     config = Path(folder) / "config.yaml"
+    if not Path(folder).is_dir():
+        raise UsageError(f"--resume {folder}: no such folder")
     if not config.is_file():
         raise UsageError(f"--resume {folder}: holds no config.yaml, so it is not a run folder")
     for option in ("--out", "--ckpt_path"):
@@ -187,10 +199,13 @@ def print_result(record: dict[str, Any]) -> None:
         print(f"status {record['status']} at step {record.get('diverged_step')}")
         return
     test, val, speed = record["test"], record["val"], record["speed"]
-    print(
-        f"test top-1 {100 * test['top1']:.2f} %  top-5 {100 * test['top5']:.2f} %  loss {test['loss']:.4f}  "
-        f"(n = {test['n']}, {record['tested']} checkpoint)  val top-1 {100 * val['top1']:.2f} %"
-    )
+    if test is not None:
+        print(
+            f"test top-1 {100 * test['top1']:.2f} %  top-5 {100 * test['top5']:.2f} %  loss {test['loss']:.4f}  "
+            f"(n = {test['n']}, {record['tested']} checkpoint)",
+            end="  ",
+        )
+    print(f"val top-1 {100 * val['top1']:.2f} %" if val is not None else "not validated")
     rate = speed["train_images_per_second"]
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]

@@ -130,3 +130,26 @@ def _convert(text: str, kind: object, what: str) -> object:
                     rule = "a whole number" if number is int else "a number"
                     raise ValueError(f"{what} must be {rule}, not {text!r}") from None
     return text
+
+
+def describe_policies() -> str:
+    """Every named policy with its operations, and every operation with its arguments: a help text.
+
+    >>> "crop_flip" in describe_policies()
+    True
+    """
+    lines = [
+        "--data.augment takes a policy, or operations: --data.augment 'random_crop(4), flip, erase(0.25)'",
+        "",
+    ]
+    lines += ["policies:"]
+    lines += [f"  {name:<24}{', '.join(operations) or '-'}" for name, operations in PRESETS.items()]
+    lines += ["", "operations and their arguments:"]
+    for name, operation in OPERATIONS.items():
+        arguments = ", ".join(
+            field.name if field.default is dataclasses.MISSING else f"{field.name}={field.default}"
+            for field in dataclasses.fields(operation)
+            if field.init
+        )
+        lines.append(f"  {name}({arguments})")
+    return "\n".join(lines) + "\n"

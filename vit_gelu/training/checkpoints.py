@@ -1,5 +1,7 @@
 """Saving: ``last.ckpt`` to go on from, ``best.ckpt`` by validation; and stopping on a signal without losing a step."""
 
+import os
+import shutil
 import signal
 import threading
 import time
@@ -19,12 +21,12 @@ class Interrupted(RuntimeError):
 
     Args:
         signum: the signal's number.
-        epoch, step: where the run stands.
+        epoch, step: where the run stands; epochs count from 0, except on the screen.
     """
 
     def __init__(self, signum: int, epoch: int, step: int) -> None:
         self.signum, self.epoch, self.step = signum, epoch, step
-        super().__init__(f"stopped by {signal.Signals(signum).name} in epoch {epoch}, after step {step}")
+        super().__init__(f"stopped by {signal.Signals(signum).name} in epoch {epoch + 1}, after step {step}")
 
 
 class AveragedWeights(WeightAveraging):
@@ -126,6 +128,14 @@ class Checkpoints(Checkpoint):
         if score.top1 > self.best_top1:
             self.best_top1, self.best_step = score.top1, trainer.global_step
             trainer.save_checkpoint(self.best)
+
+    def adopt_last(self, top1: float, step: int, copy: bool) -> None:
+        """Make ``last.ckpt`` the best as well: for a run that ended before its first validation."""
+        self.best_top1, self.best_step = top1, step
+        if copy and self.last.exists():
+            partial = self.best.with_suffix(".partial")
+            shutil.copyfile(self.last, partial)
+            os.replace(partial, self.best)
 
     def save_last(self, trainer: Any) -> None:
         """Write ``last.ckpt``.

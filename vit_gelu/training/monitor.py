@@ -71,7 +71,7 @@ class Monitor(Callback):
     ) -> None:
         assert self.sums is not None
         assert self.bad_step is not None
-        loss = outputs["loss"].detach().float()
+        loss = outputs["batch_loss"].float()
         n = len(batch.targets)
         self.sums += torch.stack([loss * n, outputs["correct"].float(), torch.ones_like(loss) * n])
         first_bad = (self.bad_step < 0) & ~loss.isfinite()

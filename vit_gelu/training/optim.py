@@ -101,7 +101,11 @@ def build_optimizer(
     valid = [k for k in accepted if k not in ("params", "lr", "weight_decay", "kwargs")]
     for option in kwargs:
         if option not in valid and not takes_any:
-            raise ValueError("--model.optimizer_kwargs: " + unknown(f"option of {name}", option, valid))
+            raise ValueError(
+                "--model.optimizer_kwargs: "
+                + unknown(f"option of {name}", option, valid)
+                + "\nIs it the recipe's, for its own optimizer? Leave it out with --model.optimizer_kwargs null"
+            )
     groups = parameter_groups(module, weight_decay)
     if "weight_decay" not in accepted and not takes_any:
         if weight_decay:
@@ -112,7 +116,12 @@ def build_optimizer(
     if "fused" in accepted and kwargs.get("foreach") is None:
         # One kernel for the whole step; what torch itself recommends on every device that has it.
         kwargs.setdefault("fused", fused)
-    return constructor(groups, lr=lr, **kwargs)
+    try:
+        return constructor(groups, lr=lr, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"--model.optimizer_kwargs {kwargs}: {name} does not take these values: {error}"
+        ) from None
 
 
 def schedule_factor(
@@ -154,7 +163,7 @@ def build_schedule(
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
             f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps}; "
-            "lower it"
+            f"lower it to at most {total_steps / warmup_steps:.2g} of what it is, or to 0"
         )
     if not 0 <= final_lr_fraction <= 1:
         raise ValueError(f"--model.final_lr_fraction {final_lr_fraction}: must lie between 0 and 1")

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ from vit_gelu.training.record import SCHEMA, config_hash, environment, now, scor
 from vit_gelu.training.speed import SpeedMeter
 
 
+class AtStart(Callback):
+    """Calls a function when training starts: all is set up then, and a checkpoint has been read and accepted."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.call()
+
+
 def run_callbacks(
     folder: Path,
     *,
+    on_start: Callable[[], None] | None = None,
     ema_decay: float | None = None,
     checkpoint_minutes: float = 5.0,
     save: bool = True,
@@ -32,6 +44,7 @@ def run_callbacks(
 
     Args:
         folder: the run folder.
+        on_start: called when training starts.
         ema_decay: see ``ClassificationModule``.
         checkpoint_minutes: longest time between two saves inside an epoch.
         save: whether checkpoints are written.
@@ -40,6 +53,7 @@ def run_callbacks(
     """
     monitor, speed = Monitor(), SpeedMeter(shared)
     callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
+    callbacks += [AtStart(on_start)] if on_start is not None else []
     callbacks += [speed, monitor]
     callbacks += [Display(monitor, speed)] if show else []
     callbacks += [Checkpoints(folder / "checkpoints", monitor, checkpoint_minutes)] if save else []
@@ -81,7 +95,7 @@ def train(
     """
     monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
     checkpoints = find(trainer, Checkpoints)
-    began = time.monotonic()
+    _check_evaluation(trainer, checkpoints, test_checkpoint)
     data.seed = module.seed
     record: dict[str, Any] = {"schema": SCHEMA, "status": "finished", "tested": test_checkpoint}
     try:
@@ -90,11 +104,11 @@ def train(
         record |= {"status": "diverged", "diverged_step": error.step, "diverged_lr": _finite(error.lr)}
         record |= _describe(module, data, trainer, config, monitor)
         record |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": monitor.seconds}
-        record |= {"val": None, "test": None, "speed": None}
+        record |= {"val": None, "test": None, "speed": None, "tested": None}
         if trainer.is_global_zero:
             write_json(folder / "record.json", record)
         raise
-    seconds = monitor.seconds
+    seconds, trained = monitor.seconds, time.monotonic()
     epochs, steps = trainer.current_epoch, trainer.global_step
     image_shape = (data.in_channels, *data.image_size)
     # A run that was killed between its last step and its record comes back without a step to compile.
@@ -104,30 +118,45 @@ def train(
         )
     summary = speed.summary(module, image_shape, _compute_dtype(trainer)) if trainer.is_global_zero else None
     if test_checkpoint == "best":
-        if checkpoints is None:
-            raise ValueError("--test_checkpoint best: this run saves no checkpoints")
+        assert checkpoints is not None
+    if test_checkpoint == "best" and checkpoints.best_step >= 0:
         module.load_state_dict(read_checkpoint(trainer.strategy.broadcast(checkpoints.best))["state_dict"])
         module.to(trainer.strategy.root_device)
-    scores = {
-        "val": _evaluate(trainer, module, data, "val"),
-        "test": _evaluate(trainer, module, data, "test"),
-    }
+    scores = {split: _evaluate(trainer, module, data, split) for split in ("val", "test")}
+    if checkpoints is not None and checkpoints.best_step < 0 and scores["val"] is not None:
+        # Never validated on the way: the only candidate is what came out.
+        checkpoints.adopt_last(scores["val"].top1, steps, copy=trainer.is_global_zero)
     record |= _describe(module, data, trainer, config, monitor)
     record |= {name: score_dict(score, name) for name, score in scores.items()}
     record |= {"epochs": epochs, "steps": steps, "seconds": seconds, "speed": summary}
     if checkpoints is not None:
-        record["best"] = {"val_top1": checkpoints.best_top1, "step": checkpoints.best_step}
-    record["total_seconds"] = time.monotonic() - began
+        known = checkpoints.best_step >= 0
+        record["best"] = {"val_top1": checkpoints.best_top1, "step": checkpoints.best_step} if known else None
+    record["total_seconds"] = seconds + time.monotonic() - trained
     if trainer.is_global_zero:
         write_json(folder / "record.json", record)
         for logger in trainer.loggers:
-            row = {"epoch": epochs, "test_loss": scores["test"].loss, "test_top1": scores["test"].top1}
-            logger.log_metrics(row, step=steps)
+            if scores["test"] is not None:
+                row = {"epoch": epochs, "test_loss": scores["test"].loss, "test_top1": scores["test"].top1}
+                logger.log_metrics(row, step=steps)
             logger.finalize("success")
     return record
 
 
-def _evaluate(trainer: pl.Trainer, module: ClassificationModule, data: Any, split: str) -> Score:
+def _check_evaluation(trainer: pl.Trainer, checkpoints: Checkpoints | None, test_checkpoint: str) -> None:
+    if test_checkpoint == "best":
+        if checkpoints is None:
+            raise ValueError("--test_checkpoint best: this run saves no checkpoints")
+        if not trainer.limit_val_batches:
+            raise ValueError(
+                "--test_checkpoint best: --trainer.limit_val_batches 0 leaves nothing to judge by"
+            )
+
+
+def _evaluate(trainer: pl.Trainer, module: ClassificationModule, data: Any, split: str) -> Score | None:
+    """The score of a split; None where the user limited it to 0 batches."""
+    if not (trainer.limit_val_batches if split == "val" else trainer.limit_test_batches):
+        return None
     module.last_score = None
     if split == "val":
         trainer.validate(module, datamodule=data, verbose=False)

@@ -1,0 +1,49 @@
+"""Accumulation, limits on evaluation, the best checkpoint of a run that was never validated on its way."""
+
+import pytest
+
+from tests.training.helpers import assert_same_weights, metrics, train, weights
+
+
+def losses(out):
+    return [float(row["train_loss"]) for row in metrics(out) if row["train_loss"]]
+
+
+def test_logged_loss_is_the_batchs_own_under_accumulation(tmp_path):
+    # With a learning rate of almost nothing, accumulation changes nothing but when weights move.
+    options = {"model__lr": 1e-12, "trainer__max_epochs": 1, "model__dropout": 0.0}
+    train(tmp_path / "one", **options)
+    train(tmp_path / "two", trainer__accumulate_grad_batches=2, **options)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert sum(two) / len(two) == pytest.approx(sum(one) / len(one), rel=0.02)
+
+
+def test_a_number_of_evaluation_batches_is_honoured_and_counted(tmp_path):
+    limits = {"trainer__limit_val_batches": 1, "trainer__limit_test_batches": 2, "data__eval_batch_size": 32}
+    record = train(tmp_path / "run", trainer__max_epochs=1, **limits)
+    assert (record["val"]["n"], record["test"]["n"]) == (32, 64)
+
+
+def test_evaluation_left_out_is_left_out(tmp_path, capsys):
+    record = train(
+        tmp_path / "run", trainer__max_epochs=1, trainer__limit_val_batches=0, trainer__limit_test_batches=0
+    )
+    assert record["val"] is None
+    assert record["test"] is None
+    assert record["best"] is None
+    assert "not validated" in capsys.readouterr().out
+
+
+def test_best_of_a_run_that_was_never_validated_is_its_last(tmp_path):
+    record = train(
+        tmp_path / "run", "--test_checkpoint=best", trainer__max_epochs=1, trainer__check_val_every_n_epoch=5
+    )
+    assert record["tested"] == "best"
+    assert record["best"] == {"val_top1": record["val"]["top1"], "step": record["steps"]}
+    assert_same_weights(weights(tmp_path / "run", name="best"), weights(tmp_path / "run"))
+
+
+def test_best_needs_something_to_judge_by(tmp_path):
+    with pytest.raises(ValueError, match="leaves nothing to judge by"):
+        train(tmp_path / "run", "--test_checkpoint=best", trainer__limit_val_batches=0)
+    assert not (tmp_path / "run").exists()
