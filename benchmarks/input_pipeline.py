@@ -44,8 +44,8 @@ AUTOMATIC: dict[str, Callable[[], list[Any]]] = {
 
 
 def options() -> Options:
-    parser = Options("input_pipeline")
-    parser.set_defaults(device="cpu", threads=1)
+    parser = Options("input_pipeline", common=("threads", "out"))
+    parser.set_defaults(threads=1)
     parser.add_argument(
         "--policy", nargs="+", type=one_of("policy", list(AUTOMATIC)), default=list(AUTOMATIC)
     )
@@ -191,8 +191,6 @@ def show(result: dict[str, Any]) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    if asked.device != "cpu":
-        raise UsageError(f"--device {asked.device}: this compares one CPU core with one CPU core")
     result = measure(asked)
     show(result)
     save(asked.out, result)

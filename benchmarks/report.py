@@ -28,18 +28,22 @@ PACKAGES = (
 
 
 class Options(Arguments):
-    """The options of one script; ``--device``, ``--threads`` and ``--out`` are common to all.
+    """The options of one script.
 
     Args:
         script: its name without ``.py``.
+        common: which of the options that several scripts have it takes.
     """
 
-    def __init__(self, script: str) -> None:
+    def __init__(self, script: str, common: Sequence[str] = ("device", "threads", "out")) -> None:
         super().__init__(script)
         self.prog = f"benchmarks/{script}.py"
-        self.add_argument("--out", type=Path)
-        self.add_argument("--threads", type=at_least(1))
-        self.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
+        if "out" in common:
+            self.add_argument("--out", type=Path)
+        if "threads" in common:
+            self.add_argument("--threads", type=at_least(1))
+        if "device" in common:
+            self.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
 
 
 def run_script(
@@ -57,10 +61,11 @@ def run_script(
 
     def whole() -> int:
         parsed = options.parse_args(arguments)
-        if parsed.out is not None and not parsed.out.absolute().parent.is_dir():
-            raise UsageError(f"--out {parsed.out}: there is no folder {parsed.out.absolute().parent}")
+        out = getattr(parsed, "out", None)
+        if out is not None and not out.absolute().parent.is_dir():
+            raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}")
         parsed.argv = arguments
-        if parsed.threads is not None:
+        if getattr(parsed, "threads", None) is not None:
             import torch
 
             torch.set_num_threads(parsed.threads)

@@ -24,7 +24,6 @@ from report import Options, describe, heading, run_script, save, table
 from rotation import order, paired_ratio, quartiles
 
 from vit_gelu.cli.arguments import at_least
-from vit_gelu.cli.errors import UsageError
 from vit_gelu.data import load_source
 from vit_gelu.training.speed import Exclusivity
 
@@ -67,8 +66,7 @@ FIRST_BATCH_GOAL = 2.0
 
 
 def options() -> Options:
-    parser = Options("startup")
-    parser.set_defaults(device="cpu")
+    parser = Options("startup", common=("out",))
     parser.add_argument("--name", default="cifar10")
     parser.add_argument("--root", default="")
     parser.add_argument("--runs", type=at_least(1), default=7)
@@ -135,8 +133,6 @@ def show(result: dict[str, Any]) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    if asked.device != "cpu":
-        raise UsageError(f"--device {asked.device}: starting happens on the CPU")
     result = measure(asked)
     show(result)
     save(asked.out, result)
