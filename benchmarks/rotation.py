@@ -51,12 +51,12 @@ class Ratio(NamedTuple):
 
 
 def order(names: Sequence[str], turn: int) -> list[str]:
-    """The order of a round: rotated by one each time, and every second one runs backwards.
+    """The order of a round: there and back, then the same from one further on; all take all places equally often.
 
     >>> ["".join(order("abc", turn)) for turn in range(6)]
-    ['abc', 'acb', 'cab', 'cba', 'bca', 'bac']
+    ['abc', 'cba', 'bca', 'acb', 'cab', 'bac']
     """
-    start = turn % len(names)
+    start = turn // 2 % len(names)
     rotated = [*names[start:], *names[:start]]
     return rotated[::-1] if turn % 2 else rotated
 
