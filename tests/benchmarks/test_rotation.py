@@ -69,7 +69,7 @@ def test_ratio_is_paired_and_its_interval_is_that_of_a_median():
 def test_too_few_pairs_have_no_interval():
     assert paired_ratio([2.0] * 5, [1.0] * 5)[1:] == (None, None, 5)
     assert paired_ratio([2.0] * 6, [1.0] * 6).low is not None
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         paired_ratio([1.0, 2.0], [1.0])
 
 
