@@ -143,6 +143,7 @@ def _end_to_end(asked: argparse.Namespace, device: str, folder: Path) -> Part:
     given: dict[str, Any] = {"config": "cifar10", "activation": "gelu", "out": out, "trainer.devices": 1}
     given |= {"trainer.accelerator": "gpu" if device == "cuda" else "cpu", "model.warmup_epochs": 2}
     given |= {"trainer.max_epochs": 15, "trainer.check_val_every_n_epoch": 5}
+    given |= {"loggers": '["csv"]', "trainer.enable_checkpointing": "false"}
     if asked.root is not None:
         given["data.root"] = asked.root.absolute()
     if asked.quick:
@@ -185,7 +186,10 @@ def run_part(part: Part, folder: Path, seconds: float) -> Outcome:
             return Outcome(part.name, "failed", f"not done after {seconds:.0f} s", time.monotonic() - began)
     took = time.monotonic() - began
     if part.result.is_file():
-        os.replace(part.result, folder / f"{part.name}.json")
+        partial = folder / f"{part.name}.json.partial"
+        if part.result != partial:
+            shutil.copyfile(part.result, partial)
+        os.replace(partial, folder / f"{part.name}.json")
         if status:
             return Outcome(part.name, "wrong", f"exit status {status}: see {part.name}.txt", took)
         return Outcome(part.name, "finished", seconds=took)

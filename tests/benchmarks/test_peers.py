@@ -58,7 +58,7 @@ def test_another_model_is_refused():
     ("argv", "message"),
     [
         (["--peers", "tim"], "argument --peers: unknown peers 'tim'. Did you mean 'timm'?"),
-        (["--batchsize", "3"], "unknown option --batchsize. Did you mean --batch?"),
+        (["--pears", "timm"], "unknown option --pears. Did you mean --peers or"),
         (["--patch_size", "5", "--peers", "timm", "--device", "cpu"], "patch_size 5"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json: there is no folder"),
     ],
@@ -72,7 +72,8 @@ def test_mistakes_are_answered_in_a_line(argv, message, capsys):
     assert len(err.splitlines()) <= 3
 
 
-def test_the_whole_comparison_in_miniature(tmp_path, capsys):
+def test_the_whole_comparison_in_miniature(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training_step, "device_peak", lambda device, dtype: 1e9)
     argv = "--embed_dim 24 --depth 1 --num_heads 3 --image_size 8 --batch 4 --rounds 6 --min_seconds 0"
     argv += f" --mode eager --device cpu --peers timm --out {tmp_path}/r.json"
     assert run_script("training_step", "", training_step.options(), training_step.run, argv.split()) == 0
