@@ -65,6 +65,24 @@ def test_noise_depends_on_seed_step_and_rank_alone():
         assert not torch.equal(first, draw(*other))
 
 
+def test_noise_is_that_of_manual_seed():
+    # Seeded without torch.manual_seed, for speed: a run of an earlier version must still resume.
+    randomness.seed_noise(3, 7, 1)
+    drawn = torch.rand(5), torch.bernoulli(torch.full((9,), 0.5))
+    torch.manual_seed(randomness.key(3, "noise", 7, 1))
+    assert torch.equal(drawn[0], torch.rand(5))
+    assert torch.equal(drawn[1], torch.bernoulli(torch.full((9,), 0.5)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_noise_on_the_gpu_is_that_of_manual_seed():
+    torch.zeros(1, device="cuda")
+    randomness.seed_noise(3, 7, 1)
+    drawn = torch.rand(5, device="cuda")
+    torch.manual_seed(randomness.key(3, "noise", 7, 1))
+    assert torch.equal(drawn, torch.rand(5, device="cuda"))
+
+
 def test_unknown_purpose_is_refused():
     with pytest.raises(ValueError, match="purpose 'ordre' is not one of init, split"):
         randomness.key(0, "ordre")

@@ -8,6 +8,7 @@ splittable pseudorandom number generators", OOPSLA), evaluated as integer tensor
 GPU agree to the bit.
 """
 
+import functools
 import hashlib
 
 import torch
@@ -90,10 +91,25 @@ def uniform(draw_key: int, samples: Tensor, draws: int) -> Tensor:
     return _shift_right(mixed, 40).to(torch.float32) * 2.0**-24
 
 
+@functools.cache
+def _other_accelerator() -> bool:
+    """Whether torch was built for an accelerator that is not CUDA's."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator is not None and accelerator.type != "cuda"
+
+
 def seed_noise(seed: int, step: int, rank: int = 0) -> None:
-    """Fix torch's global generators (CPU and every GPU) for one training step of one process.
+    """Fix torch's global generators (CPU and every GPU in use) for one training step of one process.
 
     What draws from them (dropout, drop-path, stochastic activations) then depends on (seed, step, rank)
     alone, so a run resumed at this step draws what the uninterrupted run drew.
     """
-    torch.manual_seed(key(seed, "noise", step, rank))
+    draw_key = key(seed, "noise", step, rank)
+    if _other_accelerator():
+        torch.manual_seed(draw_key)
+        return
+    # torch.manual_seed also walks through every backend, and writes down a stack trace per call for GPUs that
+    # nobody uses: a hundred times the cost, at every step.
+    torch.default_generator.manual_seed(draw_key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(draw_key)

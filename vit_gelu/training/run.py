@@ -9,12 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.metrics import Score
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.monitor import Diverged, Monitor
+from vit_gelu.training.profiler import NoProfiler
 from vit_gelu.training.progress import Display
 from vit_gelu.training.record import SCHEMA, config_hash, environment, now, score_dict, write_json
 from vit_gelu.training.speed import SpeedMeter
@@ -97,6 +99,8 @@ def train(
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     data.seed = module.seed
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     record: dict[str, Any] = {"schema": SCHEMA, "status": "finished", "tested": test_checkpoint}
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
