@@ -91,3 +91,14 @@ def test_data_and_peak_are_had_once(session):
     cpu = torch.device("cpu")
     assert speed.matmul_peak(cpu, torch.float32) == speed.matmul_peak(cpu, torch.float32)
     assert speed.matmul_peak(cpu, torch.float32) != speed.matmul_peak(cpu, torch.bfloat16)
+
+
+def test_a_setting_that_did_not_change_is_not_set(session, monkeypatch):
+    """Compiled code is found again by the state it was made in, and setting a precision makes another one."""
+
+    def put(value):
+        raise AssertionError("set again")
+
+    monkeypatch.setattr(sessions, "SETTINGS", [(current, put) for current, _ in sessions.SETTINGS])
+    monkeypatch.setattr(sessions.train, "run", lambda argv: 0)
+    assert session.train([]) == sessions.Outcome(0)
