@@ -214,7 +214,8 @@ def describe(plan: "Plan", places: int) -> str:
     n = len(plan.arms) * len(plan.seeds)
     tuning = len(list(plan.tuning_runs()))
     extra = f" after {tuning} tuning runs" if tuning else ""
-    return f"{arms}: {len(plan.seeds)} seeds each, {n} runs{extra}, {places} at a time"
+    at_a_time = min(places, max(n, tuning))
+    return f"{arms}: {len(plan.seeds)} seeds each, {n} runs{extra}, {at_a_time} at a time"
 
 
 def go_on(folder: Path, argv: list[str]) -> str:
