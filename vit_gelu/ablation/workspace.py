@@ -153,7 +153,8 @@ class Workspace:
         """The plan that is there, which ``plan`` goes on with; None in a new folder. Raises as ``adopt``."""
         there = read_plan(self.folder)
         if there is None:
-            own = (".lock", f"{PLAN}.partial")
+            # The last is made by submitit before there is a plan.
+            own = (".lock", f"{PLAN}.partial", "slurm")
             foreign = [p.name for p in self.folder.glob("*") if p.name not in own]
             if self.folder.exists() and (foreign or not self.folder.is_dir()):
                 what = f"holds something else ({foreign[0]})" if foreign else "is a file"

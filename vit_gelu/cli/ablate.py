@@ -1,19 +1,17 @@
 """``vit-gelu ablate``: several activations, several seeds each, everything else equal."""
 
 import argparse
-import importlib.util
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
+from vit_gelu.cli.ablate_executors import add_executor_options, build_executor, check_executor_options
+from vit_gelu.cli.arguments import Arguments, at_least, wants_help
 from vit_gelu.cli.configs import DEFAULT_CONFIG, find_plan
 from vit_gelu.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vit_gelu.ablation.execute import Executor
     from vit_gelu.ablation.plan import Plan
     from vit_gelu.ablation.workspace import Workspace
 
@@ -51,19 +49,6 @@ examples:
 """
 
 TRAIN_OPTIONS = ("test_checkpoint", "checkpoint_minutes", "loggers")
-EXECUTORS = ("local", "slurm", "ray")
-SLURM: dict[str, Callable[[str], Any]] = {
-    "partition": str,
-    "account": str,
-    "qos": str,
-    "time": at_least(1),
-    "gpus": at_least(0),
-    "cpus": at_least(1),
-    "mem": at_least(1),
-    "parallel": at_least(1),
-    "cluster": one_of("cluster", ["slurm", "local", "debug"]),
-}
-RAY: dict[str, Callable[[str], Any]] = {"address": str, "cpus": at_least(1)}
 
 
 def main(argv: list[str]) -> int:
@@ -110,13 +95,8 @@ def _parser() -> Arguments:
     parser.add_argument("--margin", type=_number)
     parser.add_argument("--out")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--jobs-per-device", type=at_least(1), default=1)
     parser.add_argument("--devices-per-run", type=at_least(1))
-    parser.add_argument("--executor", type=one_of("executor", EXECUTORS), default="local")
-    for name, kind in SLURM.items():
-        parser.add_argument(f"--slurm.{name}", type=kind)
-    for name, kind in RAY.items():
-        parser.add_argument(f"--ray.{name}", type=kind)
+    add_executor_options(parser)
     return parser
 
 
@@ -159,26 +139,6 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
                 raise UsageError(f"--{name}: expects a value")
         overrides[name] = value
     return rest, overrides
-
-
-def check_executor_options(options: argparse.Namespace) -> None:
-    """Refuse options of an executor that was not chosen, or whose package is missing.
-
-    Raises:
-        UsageError: names the option, or the extra to install.
-    """
-    for executor, names in (("slurm", SLURM), ("ray", RAY)):
-        given = [name for name in names if getattr(options, f"{executor}.{name}") is not None]
-        if given and options.executor != executor:
-            raise UsageError(f"--{executor}.{given[0]}: only with --executor {executor}")
-    package = {"slurm": "submitit", "ray": "ray"}.get(options.executor)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise UsageError(
-            f"--executor {options.executor}: {package} is not installed; "
-            f'python -m pip install "vit_gelu[{options.executor}]"'
-        )
-    if options.executor == "slurm" and options.jobs_per_device > 1:
-        raise UsageError("--jobs-per-device: not with --executor slurm, whose jobs have devices of their own")
 
 
 def load_plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple["Plan", Path]:
@@ -246,35 +206,6 @@ def _plan_of_folder(folder: Path, options: argparse.Namespace, overrides: dict[s
     return plan if options.seeds is None else plan.with_seeds(parse_seeds(_seeds(options.seeds)))
 
 
-def build_executor(plan: "Plan", workspace: "Workspace", options: argparse.Namespace) -> "Executor":
-    """What carries the runs out.
-
-    Raises:
-        UsageError: options that do not fit this machine or cluster.
-    """
-    accelerator, devices = str(plan.arms[0].get("trainer.accelerator")), plan.devices_per_run
-    if options.executor == "slurm":
-        from vit_gelu.ablation.slurm import SlurmExecutor
-
-        settings = {name: getattr(options, f"slurm.{name}") for name in SLURM}
-        return SlurmExecutor(workspace, settings, devices_per_run=devices, accelerator=accelerator)
-    if options.executor == "ray":
-        from vit_gelu.ablation.ray_cluster import RayExecutor
-
-        return RayExecutor(
-            workspace,
-            address=getattr(options, "ray.address") or "auto",
-            cpus=getattr(options, "ray.cpus"),
-            devices_per_run=devices,
-            jobs_per_device=options.jobs_per_device,
-            accelerator=accelerator,
-        )
-    from vit_gelu.ablation.local import LocalExecutor
-    from vit_gelu.ablation.slots import local_slots
-
-    return LocalExecutor(workspace, local_slots(accelerator, devices, options.jobs_per_device), devices)
-
-
 def describe(plan: "Plan", places: int) -> str:
     """A plan in a line."""
     arms = ", ".join(
@@ -283,7 +214,8 @@ def describe(plan: "Plan", places: int) -> str:
     n = len(plan.arms) * len(plan.seeds)
     tuning = len(list(plan.tuning_runs()))
     extra = f" after {tuning} tuning runs" if tuning else ""
-    return f"{arms}: {len(plan.seeds)} seeds each, {n} runs{extra}, {places} at a time"
+    at_a_time = min(places, max(n, tuning))
+    return f"{arms}: {len(plan.seeds)} seeds each, {n} runs{extra}, {at_a_time} at a time"
 
 
 def go_on(folder: Path, argv: list[str]) -> str:

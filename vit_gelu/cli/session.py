@@ -7,6 +7,7 @@ import random
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -87,6 +88,32 @@ def _kept(load: Any) -> Any:
     return load_once
 
 
+def _cudnn() -> tuple[bool, bool]:
+    return torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+
+
+def _set_cudnn(values: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = values
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+# Settings of torch for the whole process: how to read one, and how to set it.
+SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_deterministic, lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1])),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (_cudnn, _set_cudnn),
+]
+
+
 class _ProcessState(AbstractContextManager[None]):
     """Puts back what belongs to the whole process."""
 
@@ -98,16 +125,7 @@ class _ProcessState(AbstractContextManager[None]):
         self.show = warnings.showwarning
         arrays = np.random.get_state()  # noqa: NPY002
         self.random = random.getstate(), arrays, torch.get_rng_state()
-        self.dtype = torch.get_default_dtype()
-        self.threads = torch.get_num_threads()
-        self.precision = torch.get_float32_matmul_precision()
-        self.deterministic = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        self.anomaly = torch.is_anomaly_enabled()
-        cudnn = torch.backends.cudnn
-        self.cudnn = cudnn.benchmark, cudnn.deterministic
+        self.settings = [setting() for setting, _ in SETTINGS]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -122,12 +140,10 @@ class _ProcessState(AbstractContextManager[None]):
         random.setstate(python)
         np.random.set_state(arrays)  # noqa: NPY002
         torch.set_rng_state(tensors)
-        torch.set_default_dtype(self.dtype)
-        torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision(self.precision)
-        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
-        torch.autograd.set_detect_anomaly(self.anomaly)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self.cudnn
+        for (current, put), before in zip(SETTINGS, self.settings, strict=True):
+            # Even a setting that is set to what it was can count as another one for what has been compiled.
+            if current() != before:
+                put(before)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         gc.collect()
