@@ -117,6 +117,8 @@ def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Dis
         dtype = widen(x).dtype
         mu = torch.as_tensor(mu, dtype=dtype, device=x.device)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
+        if mu.shape != sigma.shape:
+            mu, sigma = (t.contiguous() for t in torch.broadcast_tensors(mu, sigma))
     return CDFProduct.apply(x, mu, sigma, dist)
 
 
@@ -154,7 +156,7 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     """
     with torch.no_grad():
         wide = widen(x)
-        cdf = normal_cdf if torch.compiler.is_compiling() else eager.normal
+        cdf = normal_cdf if torch.compiler.is_compiling() else (lambda t: eager.normal(t*2**-.5))
         keep = torch.rand_like(wide, dtype=torch.float32) < cdf(wide)
     return x * keep
 
