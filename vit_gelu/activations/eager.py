@@ -58,7 +58,7 @@ def laplace_tail(v: Tensor, out: Tensor) -> Tensor:
 def laplace(v: Tensor, tail: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     """1 − tail/2 right of 0, else tail/2."""
     signed = aten.leaky_relu_backward.grad_input(tail, v, -1.0, False, grad_input=spare)  # −tail for v ≤ 0
-    return torch.gt(v, 0.0, out=out).sub_(signed, alpha=0.5)
+    return torch.gt(v, v.new_zeros(v.shape[-1]), out=out).sub_(signed, alpha=0.5)
 
 
 def laplace_slope(v: Tensor, tail: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ class Scratch:
         return self(name, piece).copy_(piece) if half else piece
 
 
-def pieces(*tensors: Tensor, threads: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching pieces of contiguous tensors of one shape, as views (rows, channels)."""
     channels = max(1, tensors[0].shape[-1])
-    rows = max(1, PIECE * (threads or torch.get_num_threads()) // channels)
+    rows = max(1, PIECE * torch.get_num_threads() // channels)
     return zip(*(t.view(-1, channels).split(rows) for t in tensors), strict=True)
 
 
@@ -248,8 +248,9 @@ def backward(
         if out is not result:
             result.copy_(out)
         if isinstance(mu, Tensor) and isinstance(sigma, Tensor):  # slope is now −(grad·∂y/∂μ)/steepness
-            by_mu.append(slope.sum_to_size(mu.shape))
-            by_sigma.append(slope.mul_(v).sum_to_size(sigma.shape))
+            one = mu.numel() == 1
+            by_mu.append(slope.sum().view_as(mu) if one else slope.sum(0))
+            by_sigma.append(torch.dot(slope.view(-1), v.view(-1)).view_as(sigma) if one else slope.mul_(v).sum(0))
     if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
         return grad_x, None, None
     grad_mu = torch.stack(by_mu).sum(0) * (-scale * kernels.factor) / sigma
