@@ -193,7 +193,7 @@ class Line:
             )
 
     def __call__(self, wide: Tensor, out: Tensor) -> Tensor:
-        if self.offset is not None:
+        if self.offset is not None and isinstance(self.slope, Tensor):
             return torch.addcmul(self.offset, wide, self.slope, out=out)
         return wide if self.slope == 1.0 else torch.mul(wide, self.slope, out=out)
 
@@ -250,7 +250,9 @@ def backward(
         if isinstance(mu, Tensor) and isinstance(sigma, Tensor):  # slope is now −(grad·∂y/∂μ)/steepness
             one = mu.numel() == 1
             by_mu.append(slope.sum().view_as(mu) if one else slope.sum(0))
-            by_sigma.append(torch.dot(slope.view(-1), v.view(-1)).view_as(sigma) if one else slope.mul_(v).sum(0))
+            by_sigma.append(
+                torch.dot(slope.view(-1), v.view(-1)).view_as(sigma) if one else slope.mul_(v).sum(0)
+            )
     if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
         return grad_x, None, None
     grad_mu = torch.stack(by_mu).sum(0) * (-scale * kernels.factor) / sigma

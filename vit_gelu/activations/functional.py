@@ -164,6 +164,10 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.0100,  0.0000,  1.0000])
     """
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and negative_slope >= 0:
+        # In place of a copy, which the compiler removes, the gradient comes from the result, which the next layer
+        # keeps anyway. Else a boolean mask is kept, which Inductor writes without vector instructions.
+        return F.leaky_relu(x.clone(), negative_slope, inplace=True)
     return F.leaky_relu(x, negative_slope)
 
 

@@ -17,7 +17,7 @@ TILES = 8  # one below the other, in one program: so many times fewer partial su
 
 
 @triton.jit
-def _cdf_and_pdf(z, NAME: tl.constexpr):  # noqa: N803
+def _cdf_and_pdf(z, NAME: tl.constexpr):
     if NAME == "normal":
         cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
         pdf = 0.3989422804014327 * tl.exp(-0.5 * z * z)
@@ -50,13 +50,13 @@ def _unit(
     sigma,
     rows,
     channels,
-    NAME: tl.constexpr,  # noqa: N803
-    LEARNED: tl.constexpr,  # noqa: N803
-    STRIDE: tl.constexpr,  # noqa: N803  1: parameters per channel; 0: one for all
-    BACKWARD: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-    REPEAT: tl.constexpr,  # noqa: N803
+    NAME: tl.constexpr,
+    LEARNED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REPEAT: tl.constexpr,
 ):
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     if LEARNED:
@@ -92,6 +92,7 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
     parameters = [t for t in (mu, sigma) if isinstance(t, Tensor)]
     return (
         os.environ.get("VIT_GELU_NO_TRITON", "0") != "1"
+        and all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, *parameters))
         and x.is_cuda
         and x.dtype in DTYPES
         and x.numel() > 0
