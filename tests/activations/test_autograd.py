@@ -6,11 +6,20 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
-from vit_gelu.activations import ACTIVATIONS, CDFLinearUnit, GatedLinearUnit, build_activation, eager
+from vit_gelu.activations import (
+    ACTIVATIONS,
+    CDFLinearUnit,
+    GatedLinearUnit,
+    build_activation,
+    eager,
+    functional,
+)
 from vit_gelu.activations.autograd import cdf_product
 from vit_gelu.activations.distributions import DISTRIBUTIONS
 
@@ -150,6 +159,18 @@ def test_gradients_at_the_centre(cdf):
         assert [g.item() for g in got] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("cdf", DISTRIBUTIONS)
+def test_one_location_and_a_scale_per_channel(cdf):
+    """μ and σ of different shapes: each gradient has its parameter's shape, and is right."""
+    x, weight = sample(5, 6), torch.linspace(-1, 1, 30, dtype=torch.float64).view(5, 6)
+    for sizes in ((1, 6), (6, 1)):
+        mu = torch.full((sizes[0],), 0.3, dtype=torch.float64, requires_grad=True)
+        sigma = torch.linspace(0.7, 1.2, sizes[1], dtype=torch.float64).requires_grad_()
+        got = torch.autograd.grad(functional.cdf_linear_unit(x, cdf, mu, sigma), (mu, sigma), weight)
+        expected = torch.autograd.grad(cdf_product(x, mu, sigma, DISTRIBUTIONS[cdf]), (mu, sigma), weight)
+        assert_close(got, expected)
+
+
 @every_case
 def test_scalar_tensor(make):
     module = make()
@@ -268,6 +289,49 @@ def test_compiled_equals_eager(backend, dtype):
         close(grad_x_c[i], grad_x[i], rtol=16 * eps, atol=16 * eps)
         for got, expected in zip(grads_c[i], grads[i], strict=True):
             close(got, expected, rtol=max(1e-4, eps), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "hardswish", "elu", "relu_squared", "mish"])
+def test_compiled_keeps_no_boolean_mask(name):
+    """Between fc1 and fc2; Inductor writes booleans without vector instructions on a CPU."""
+    torch._dynamo.reset()
+    kept = []
+
+    def graph(module, inputs):
+        kept.extend(
+            node.meta["val"].dtype for node in next(iter(module.graph.find_nodes(op="output"))).args[0]
+        )
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(
+        fw_compiler=graph,
+        bw_compiler=lambda module, _: make_boxed_func(module.forward),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    act = build_activation(name)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 8), act, torch.nn.Linear(8, 4))
+    x = sample(16, 4, dtype=torch.float32)
+    y = torch.compile(layers, fullgraph=True, backend=backend)(x)
+    assert_close(y, layers(x))
+    assert len(kept) > 1
+    assert torch.bool not in kept
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0, -0.5])
+def test_leaky_relu_compiled_is_the_same_to_the_bit(slope):
+    torch._dynamo.reset()
+    x = torch.tensor([-1e4, -1e-45, -0.0, 0.0, 1e-45, 3.0, float("nan"), float("inf"), -float("inf")])
+    results = []
+    for run in (
+        functional.leaky_relu,
+        torch.compile(functional.leaky_relu, fullgraph=True, backend="aot_eager"),
+    ):
+        leaf = x.clone().requires_grad_()
+        y = run(leaf, slope)
+        (grad,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+        assert torch.equal(leaf[:6], x[:6])  # not overwritten
+        results.append((y, grad))
+    assert_close(results[1], results[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16], ids=str)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_gelu.activations import ACTIVATIONS, CDFLinearUnit, GatedLinearUnit, build_activation
+from vit_gelu.activations import ACTIVATIONS, CDFLinearUnit, GatedLinearUnit, build_activation, eager
 
 PARAMETERS = {"gelu_learnable": ["log_sigma", "mu"], "prelu": ["weight"]}
 
@@ -115,6 +115,25 @@ def test_stochastic_draws_are_independent_and_reproducible():
     draws = torch.cat([first, second]).ne(0).double()
     correlation = torch.corrcoef(draws) - torch.eye(4)
     assert correlation.abs().max() < 5 / math.sqrt(50_000)
+
+
+def test_stochastic_draws_do_not_depend_on_pieces_or_layout(monkeypatch):
+    unit, x = build_activation("gelu_stochastic"), torch.randn(61, 7)
+    results = []
+    for piece, given in ((1 << 16, x), (21, x), (1 << 16, x.T.contiguous().T)):
+        monkeypatch.setattr(eager, "PIECE", piece)
+        torch.manual_seed(5)
+        results.append(unit(given))
+    assert all(torch.equal(y, results[0]) for y in results)
+
+
+def test_stochastic_under_vmap():
+    """randomness="different": each sample draws its own; "same": all share one."""
+    unit, x = build_activation("gelu_stochastic"), torch.full((3, 5001), 0.3)
+    for randomness in ("same", "different"):
+        masks = torch.func.vmap(unit, randomness=randomness)(x) != 0
+        assert torch.equal(masks[0], masks[1]) == (randomness == "same")
+        assert (masks.double().mean(1) - 0.6179).abs().max() < 5 * math.sqrt(0.24 / 5001)
 
 
 def test_stochastic_gradient_is_the_mask():

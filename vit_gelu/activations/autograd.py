@@ -1,13 +1,16 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x, and on a CPU both passes go through ``eager``.
+backward pass recomputes from x. On a CPU both passes go through ``eager``, on a GPU through
+``triton_kernels`` where Triton is installed.
 
 Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by
 itself, and the transforms of ``torch.func``, whose forward mode is silently wrong at second order for any
 custom ``autograd.Function``.
 """
 
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from vit_gelu.activations import eager
 from vit_gelu.activations.distributions import Distribution
-from vit_gelu.activations.eager import widen
+from vit_gelu.activations.eager import has_memory, widen
 
 
 def standardise(wide: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -42,14 +45,29 @@ def cdf_partials(
     return cdf - by_mu, by_mu, by_mu * z
 
 
+@cache
+def _triton_kernels() -> ModuleType | None:
+    """The GPU's kernels: imported when first needed, because Triton is slow to import; None without it."""
+    try:
+        from vit_gelu.activations import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+def kernels_for(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> ModuleType | None:
+    """The module whose ``forward`` and ``backward`` take these, or None: then the plain formula serves."""
+    kernels = _triton_kernels() if x.is_cuda else eager
+    return kernels if kernels and kernels.fits(x, mu, sigma) else None
+
+
 class CDFProduct(torch.autograd.Function):
     """y = x·F((x − μ)/σ); μ and σ are both numbers, or both tensors of shape (), (1,) or (channels,)."""
 
     @staticmethod
     def forward(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
-        if eager.fits(x, mu, sigma):
-            return eager.forward(x, mu, sigma, dist.name)
-        return cdf_product(x, mu, sigma, dist)
+        kernels = kernels_for(x, mu, sigma)
+        return kernels.forward(x, mu, sigma, dist.name) if kernels else cdf_product(x, mu, sigma, dist)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,12 +82,9 @@ class CDFProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         mu, sigma = parameters or ctx.numbers
-        if (
-            not torch.is_grad_enabled()
-            and eager.fits(x, mu, sigma)
-            and eager.fits(grad.contiguous(), 0.0, 1.0)
-        ):
-            return *eager.backward(grad.contiguous(), x, mu, sigma, ctx.dist.name), None
+        kernels = None if torch.is_grad_enabled() else kernels_for(x, mu, sigma)
+        if kernels and has_memory(grad) and type(grad) is Tensor:
+            return *kernels.backward(grad.contiguous(), x, mu, sigma, ctx.dist.name), None
         by_x, by_mu, by_sigma = cdf_partials(x, mu, sigma, ctx.dist)
         grad_x = (grad * by_x).to(x.dtype)
         if not parameters:

@@ -1,9 +1,9 @@
 """x·F((x − μ)/σ) and its gradients in eager code on a CPU, about as fast as single torch calls allow.
 
-Two things cost time there: memory that is new for every operation, and slow transcendental functions. So the
-work is done in place, in pieces (small ones that stay in the cache, if there is one thread), and through
-those kernels of torch that are fast (exp2 instead of exp). Nothing here can be differentiated; results equal
-the plain formulas to float rounding of x.
+Two things cost time there: traffic with memory, and slow functions. So the work is done in pieces that stay
+in a core's cache, and through those kernels of torch that are vectorised (a comparison that writes floats is,
+one that writes booleans is not; nor is broadcasting from one element). Nothing here can be differentiated;
+results equal the plain formulas to float rounding of x.
 """
 
 import math
@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations import distributions
-
-PIECE = 1 << 18  # elements: 1 MiB of float32
-LOG2_E = math.log2(math.e)
+PIECE = 1 << 16  # elements a thread: 256 KiB of float32
+aten = torch.ops.aten
+HALF, ONE = torch.tensor(0.5), torch.tensor(1.0)
 
 
 def widen(x: Tensor) -> Tensor:
@@ -25,72 +23,108 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def normal(z: Tensor) -> Tensor:
-    """Φ(z) = gelu(z)/z: torch's GELU has the fastest erf. 0/0 is ½; so is NaN, which x brings back."""
-    if z.dtype == torch.float64:  # rarely for speed, often for checks
-        return distributions.normal_cdf(z)
-    z = z.clamp(-1e30, 1e30)  # gelu(−∞) is NaN, and ½ is not Φ(−∞)
-    return F.gelu(z).div_(z).nan_to_num_(nan=0.5)
+def as_is(v: Tensor, out: Tensor) -> Tensor:
+    """v."""
+    return v
 
 
-def normal_with_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Φ(z) and φ(z)."""
-    log2_peak = z.new_full((), -0.5 * math.log2(2.0 * math.pi))
-    return normal(z), torch.addcmul(log2_peak, z, z, value=-0.5 * LOG2_E).exp2_()
+def normal(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """½ + erf(v)/2 for v = z/√2; in float64, rarely for speed and often for checks, erfc(−v)/2."""
+    if v.dtype == torch.float64:
+        return torch.erfc(-v, out=out).mul_(0.5)
+    return torch.add(HALF, torch.erf(v, out=out), alpha=0.5, out=out)
 
 
-def logistic_with_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
-    """s(z) and s(z) − s(z)²."""
-    cdf = torch.sigmoid(z)
-    return cdf, torch.addcmul(cdf, cdf, cdf, value=-1.0)
+def normal_slope(z: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """exp(−z²/2), which leaves 1/√(2π) to do."""
+    return torch.mul(z, z, out=out).mul_(-0.5).exp_().mul_(grad)
 
 
-def laplace(z: Tensor) -> Tensor:
-    """½ + sign(z)(½ − exp(−|z|)/2)."""
-    return laplace_with_pdf(z)[0]
+def logistic(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """The sigmoid."""
+    return torch.sigmoid(v, out=out)
 
 
-def laplace_with_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
-    """½ + sign(z)(½ − exp(−|z|)/2) and exp(−|z|)/2."""
-    pdf = z.abs().mul_(-LOG2_E).sub_(1.0).exp2_()
-    return torch.rsub(pdf, 0.5).copysign_(z).add_(0.5), pdf
+def logistic_slope(v: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """s − s², s the sigmoid."""
+    return aten.sigmoid_backward.grad_input(grad, torch.sigmoid(v, out=out), grad_input=out)
 
 
-def uniform_with_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of [−1, 1] left of z, and ½ inside."""
-    inside = torch.ops.aten.hardtanh_backward(torch.full_like(z, 0.5), z, -1.0, 1.0)
-    return distributions.uniform_cdf(z), inside
+def laplace_tail(v: Tensor, out: Tensor) -> Tensor:
+    """exp(−|v|)."""
+    return torch.abs(v, out=out).neg_().exp_()
 
 
-def mish(z: Tensor) -> Tensor:
-    """p/(p + 2) with p = w(w + 2), w = exp(z)."""
-    return mish_with_pdf(z)[0]
+def laplace(v: Tensor, tail: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """1 − tail/2 right of 0, else tail/2."""
+    signed = aten.leaky_relu_backward.grad_input(tail, v, -1.0, False, grad_input=spare)  # −tail for v ≤ 0
+    return torch.gt(v, v.new_zeros(v.shape[-1]), out=out).sub_(signed, alpha=0.5)
 
 
-def mish_with_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
-    """p/(p + 2) and 4w(1 + w)/(p + 2)² with p = w(w + 2), w = exp(z)."""
-    w = z.clamp(max=40.0).mul_(LOG2_E).exp2_()
-    p = torch.addcmul(w, w, w, value=0.5).mul_(2.0)
-    half = 2.0 / (p + 2.0)
-    return p.mul_(half).mul_(0.5), torch.addcmul(w, w, w).mul_(half).mul_(half)
+def laplace_slope(v: Tensor, tail: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """The tail, which leaves ½ to do."""
+    return torch.mul(tail, grad, out=out)
+
+
+def uniform(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """½ + v inside, for v = z/2."""
+    return torch.clamp(v, -0.5, 0.5, out=out).add_(0.5)
+
+
+def uniform_slope(v: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """1 for |v| < ½."""
+    return aten.hardtanh_backward.grad_input(grad, v, -0.5, 0.5, grad_input=out)
+
+
+def sigmoid(v: Tensor, out: Tensor) -> Tensor:
+    """1/(1 + exp(−v))."""
+    return torch.sigmoid(v, out=out)
+
+
+def mish(v: Tensor, s: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """m/(1 − m) with m = s − s²/2, s the sigmoid: tanh(log(1 + exp(v))), with all digits in the left tail."""
+    m = torch.addcmul(s, s, s, value=-0.5, out=out)
+    return m.div_(torch.add(ONE, m, alpha=-1.0, out=spare))
+
+
+def mish_slope(v: Tensor, s: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """s(1 − F²), s the sigmoid."""
+    return aten.tanh_backward.grad_input(grad, cdf, grad_input=out).mul_(s)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One distribution's functions of z: F, (F, F′), and, where torch has them, z·F(z) and its backward."""
+    """One distribution in terms of v = scale·z.
 
-    cdf: Callable[[Tensor], Tensor]
-    cdf_with_pdf: Callable[[Tensor], tuple[Tensor, Tensor]]
-    unit: Callable[[Tensor], Tensor] | None = None
-    unit_backward: Callable[[Tensor, Tensor], Tensor] | None = None
+    Attributes:
+        cdf: (v, core, out, spare) -> F, in ``out``.
+        slope: (v, core, F, grad, out) -> grad·F′(v)/factor, in ``out``.
+        core: (v, out) -> what both of them need.
+        scale, factor: what the vectorised functions of torch leave to do.
+        unit_backward: (grad, v) -> grad·(F + v·F′(v)), if torch has it in one; ``slope`` is then one of z, and
+            uses neither core nor F.
+    """
+
+    cdf: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    core: Callable[[Tensor, Tensor], Tensor] = as_is
+    scale: float = 1.0
+    factor: float = 1.0
+    unit_backward: Callable[..., Tensor] | None = None
 
 
 KERNELS = {
-    "normal": Kernels(normal, normal_with_pdf, F.gelu, torch.ops.aten.gelu_backward),
-    "logistic": Kernels(torch.sigmoid, logistic_with_pdf, F.silu, torch.ops.aten.silu_backward),
-    "laplace": Kernels(laplace, laplace_with_pdf),
-    "uniform": Kernels(distributions.uniform_cdf, uniform_with_pdf),
-    "mish": Kernels(mish, mish_with_pdf),
+    "normal": Kernels(
+        normal,
+        normal_slope,
+        scale=math.sqrt(0.5),
+        factor=1.0 / math.sqrt(2.0 * math.pi),
+        unit_backward=aten.gelu_backward.grad_input,
+    ),
+    "logistic": Kernels(logistic, logistic_slope, unit_backward=aten.silu_backward.grad_input),
+    "laplace": Kernels(laplace, laplace_slope, laplace_tail, factor=0.5),
+    "uniform": Kernels(uniform, uniform_slope, scale=0.5),
+    "mish": Kernels(mish, mish_slope, sigmoid),
 }
 
 
@@ -119,33 +153,65 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
     return plain and max(mu.dim(), sigma.dim()) <= 1 and bool((mu.isfinite() & (sigma > 1e-20)).all())
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+class Scratch:
+    """Wide tensors that serve piece after piece: new ones would have to be fetched into the cache."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor) -> Tensor:
+        kept = self.tensors.get(name)
+        if kept is None or kept.shape != like.shape:
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            kept = self.tensors[name] = torch.empty_like(like, dtype=dtype)
+        return kept
+
+    def widen(self, name: str, piece: Tensor) -> Tensor:
+        """The piece itself, or its float32 copy."""
+        half = piece.dtype in (torch.float16, torch.bfloat16)
+        return self(name, piece).copy_(piece) if half else piece
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching pieces of contiguous tensors of one shape, as views (rows, channels)."""
-    channels = max(1, tensors[0].shape[-1]) if tensors[0].dim() else 1
-    # Threads meet after each operation on each piece, and wait if one is away: larger pieces, fewer waits.
-    size = PIECE if torch.get_num_threads() == 1 else 32 * PIECE
-    rows = max(1, size // channels)
+    channels = max(1, tensors[0].shape[-1])
+    rows = max(1, PIECE * torch.get_num_threads() // channels)
     return zip(*(t.view(-1, channels).split(rows) for t in tensors), strict=True)
 
 
-def _standardise(wide: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
-    if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
-        return torch.addcmul(-mu / sigma, wide, 1.0 / sigma)
-    z = wide if mu == 0.0 else wide - mu
-    return z if sigma == 1.0 else z / sigma
+class Line:
+    """v = slope·x + offset with slope = scale/σ: one of each per channel, or a slope alone, if μ is 0."""
+
+    def __init__(self, x: Tensor, mu: Tensor | float, sigma: Tensor | float, scale: float) -> None:
+        self.slope: Tensor | float = scale / sigma
+        self.offset: Tensor | None = None
+        if isinstance(mu, Tensor) or mu != 0.0:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            self.slope, self.offset = (
+                torch.as_tensor(t, dtype=dtype).expand(max(1, x.shape[-1])).contiguous()
+                for t in (self.slope, -mu * self.slope)
+            )
+
+    def __call__(self, wide: Tensor, out: Tensor) -> Tensor:
+        if self.offset is not None and isinstance(self.slope, Tensor):
+            return torch.addcmul(self.offset, wide, self.slope, out=out)
+        return wide if self.slope == 1.0 else torch.mul(wide, self.slope, out=out)
 
 
 def forward(x: Tensor, mu: Tensor | float, sigma: Tensor | float, name: str) -> Tensor:
     """y = x·F((x − μ)/σ), in the dtype of x."""
-    kernels = KERNELS[name]
+    kernels, scratch = KERNELS[name], Scratch()
+    line = Line(x, mu, sigma, kernels.scale)
     y = torch.empty_like(x)
-    for x_piece, out in _pieces(x, y):
-        wide = widen(x_piece)
-        z = _standardise(wide, mu, sigma)
-        if kernels.unit and not isinstance(mu, Tensor) and mu == 0.0:
-            torch.mul(kernels.unit(z), sigma, out=out)
-        else:
-            torch.mul(kernels.cdf(z), wide, out=out)
+    for x_piece, y_piece in pieces(x, y):
+        wide = scratch.widen("x", x_piece)
+        v = line(wide, scratch("v", wide))
+        core = kernels.core(v, scratch("core", wide))
+        # Slow functions write where memory must be fetched: it arrives while they calculate.
+        out = y_piece if wide is x_piece else scratch("y", wide)
+        kernels.cdf(v, core, out, scratch("spare", wide)).mul_(wide)
+        if out is not y_piece:
+            y_piece.copy_(out)
     return y
 
 
@@ -153,25 +219,42 @@ def backward(
     grad: Tensor, x: Tensor, mu: Tensor | float, sigma: Tensor | float, name: str
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients for x, μ and σ, the latter two None if numbers; ``grad`` contiguous as x is."""
-    kernels = KERNELS[name]
+    kernels, scratch = KERNELS[name], Scratch()
+    scale = 1.0 if kernels.unit_backward else kernels.scale
+    line = Line(x, mu, sigma, scale)
+    steepness = line.slope * kernels.factor
     grad_x = torch.empty_like(x)
     by_mu, by_sigma = [], []
-    for grad_piece, x_piece, out in _pieces(grad, x, grad_x):
-        wide = widen(x_piece)
-        z = _standardise(wide, mu, sigma)
-        if kernels.unit_backward and not isinstance(mu, Tensor) and mu == 0.0:
-            out.copy_(kernels.unit_backward(widen(grad_piece), z))
-            continue
-        cdf, pdf = kernels.cdf_with_pdf(z)
-        steep = pdf.mul_(wide)  # x·F′(z) = −σ·∂y/∂μ
-        if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
-            torch.mul(cdf.addcmul_(steep, 1.0 / sigma), grad_piece, out=out)
-            steep.mul_(grad_piece)
-            by_mu.append(steep.sum_to_size(mu.shape))
-            by_sigma.append(steep.mul_(z).sum_to_size(sigma.shape))
+    for grad_piece, x_piece, result in pieces(grad, x, grad_x):
+        wide, weight = scratch.widen("x", x_piece), scratch.widen("grad", grad_piece)
+        v = line(wide, scratch("v", wide))
+        out = result if wide is x_piece else scratch("result", wide)
+        slope, core = scratch("slope", wide), scratch("core", wide)
+        if kernels.unit_backward:  # x/σ is v − offset
+            kernels.unit_backward(weight, v, grad_input=out)
+            if line.offset is not None:
+                kernels.slope(v, core, out, weight, slope)
+                out.addcmul_(slope, line.offset, value=-kernels.factor)
+                slope.mul_(wide)
         else:
-            torch.mul(cdf.add_(steep.div_(sigma)), grad_piece, out=out)
+            core = kernels.core(v, core)
+            kernels.cdf(v, core, out, scratch("spare", wide))
+            kernels.slope(v, core, out, weight, slope).mul_(wide)
+            out.mul_(weight)
+            if isinstance(steepness, Tensor):
+                out.addcmul_(slope, steepness)
+            else:
+                out.add_(slope, alpha=steepness)
+        if out is not result:
+            result.copy_(out)
+        if isinstance(mu, Tensor) and isinstance(sigma, Tensor):  # slope is now −(grad·∂y/∂μ)/steepness
+            one = mu.numel() == 1
+            by_mu.append(slope.sum().view_as(mu) if one else slope.sum(0))
+            by_sigma.append(
+                torch.dot(slope.view(-1), v.view(-1)).view_as(sigma) if one else slope.mul_(v).sum(0)
+            )
     if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
         return grad_x, None, None
-    grad_mu, grad_sigma = (-torch.stack(sums).sum(0) / sigma for sums in (by_mu, by_sigma))
+    grad_mu = torch.stack(by_mu).sum(0) * (-scale * kernels.factor) / sigma
+    grad_sigma = torch.stack(by_sigma).sum(0) * -kernels.factor / sigma
     return grad_x, grad_mu.to(mu.dtype), grad_sigma.to(sigma.dtype)

@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations import eager
+from vit_gelu.activations import bernoulli, eager
 from vit_gelu.activations.autograd import CDFProduct, cdf_product
 from vit_gelu.activations.distributions import (
     LOGISTIC,
     MISH,
     Distribution,
     distribution,
-    normal_cdf,
 )
 from vit_gelu.activations.eager import widen
 
@@ -117,6 +116,8 @@ def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Dis
         dtype = widen(x).dtype
         mu = torch.as_tensor(mu, dtype=dtype, device=x.device)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
+        if mu.shape != sigma.shape:
+            mu, sigma = (t.contiguous() for t in torch.broadcast_tensors(mu, sigma))
     return CDFProduct.apply(x, mu, sigma, dist)
 
 
@@ -146,17 +147,15 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     """x·m with m ~ Bernoulli(Φ(x)), drawn anew at each call: the stochastic 0–1 map of GELU paper §2.
 
     Its expectation is GELU. The gradient is m; the mask counts as constant. Draws come from torch's global
-    generator of the device, with 24 bits; only the mask is kept for the backward pass.
+    generator of the device, with 24 bits or more; only the mask is kept for the backward pass.
 
     >>> _ = torch.manual_seed(0)
     >>> gelu_stochastic(torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 9.0]))
     tensor([-0., -0., 1., 1., 1., 9.])
     """
-    with torch.no_grad():
-        wide = widen(x)
-        cdf = normal_cdf if torch.compiler.is_compiling() else eager.normal
-        keep = torch.rand_like(wide, dtype=torch.float32) < cdf(wide)
-    return x * keep
+    if torch.compiler.is_compiling() or x.dim() == 0 or not eager.fits(x, 0.0, 1.0):
+        return x * bernoulli.formula(x.detach())
+    return bernoulli.Masked.apply(x, bernoulli.draw(x.detach()))
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -165,6 +164,10 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.0100,  0.0000,  1.0000])
     """
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and negative_slope >= 0:
+        # In place of a copy, which the compiler removes, the gradient comes from the result, which the next layer
+        # keeps anyway. Else a boolean mask is kept, which Inductor writes without vector instructions.
+        return F.leaky_relu(x.clone(), negative_slope, inplace=True)
     return F.leaky_relu(x, negative_slope)
 
 

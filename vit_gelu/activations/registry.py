@@ -193,7 +193,7 @@ def _elu(alpha: float = 1.0) -> nn.Module:
 
 
 def _leaky_relu(negative_slope: float = 0.01) -> nn.Module:
-    return nn.LeakyReLU(modules.real("negative_slope", negative_slope))
+    return modules.LeakyReLU(modules.real("negative_slope", negative_slope))
 
 
 def _laplace_lu(

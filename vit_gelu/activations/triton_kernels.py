@@ -1,0 +1,137 @@
+"""x·F((x − μ)/σ) and its gradients as one Triton kernel each: one pass over memory on a GPU.
+
+Values are those of the plain formulas in ``distributions`` to float rounding. The sums for μ and σ go through
+partial sums in a fixed order, without atomics, so runs repeat. ``VIT_GELU_NO_TRITON=1`` turns this off.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TILE = 4096  # elements at a time
+TILES = 8  # one below the other, in one program: so many times fewer partial sums
+
+
+@triton.jit
+def _cdf_and_pdf(z, NAME: tl.constexpr):
+    if NAME == "normal":
+        cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+        pdf = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    elif NAME == "logistic":
+        cdf = 1.0 / (1.0 + tl.exp(-z))
+        pdf = cdf / (1.0 + tl.exp(z))
+    elif NAME == "laplace":
+        pdf = 0.5 * tl.exp(-tl.abs(z))
+        cdf = tl.where(z <= 0.0, pdf, 1.0 - pdf)
+    elif NAME == "uniform":  # comparisons, because minimum and maximum may drop NaN
+        cdf = tl.where(z <= -1.0, 0.0, tl.where(z >= 1.0, 1.0, 0.5 * z + 0.5))
+        pdf = tl.where((z > -1.0) & (z < 1.0), 0.5, 0.0)
+    else:
+        tl.static_assert(NAME == "mish", "no kernel for this distribution")
+        w = tl.exp(tl.where(z > 40.0, 40.0, z))
+        p = w * (w + 2.0)
+        cdf = p / (p + 2.0)
+        half = 2.0 / (p + 2.0)
+        pdf = w * (1.0 + w) * half * half
+    return cdf, pdf
+
+
+@triton.jit
+def _unit(
+    x_ptr,
+    grad_ptr,  # BACKWARD only
+    out_ptr,  # y, or the gradient for x
+    partial_ptr,  # BACKWARD and LEARNED only: (2, row blocks, channels)
+    mu,  # pointers if LEARNED, else numbers
+    sigma,
+    rows,
+    channels,
+    NAME: tl.constexpr,
+    LEARNED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REPEAT: tl.constexpr,
+):
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    if LEARNED:
+        mu = tl.load(mu + c * STRIDE, mask=c < channels, other=0.0)[None, :]
+        sigma = tl.load(sigma + c * STRIDE, mask=c < channels, other=1.0)[None, :]
+    by_mu = tl.zeros((ROWS, CHANNELS), tl.float32)
+    by_sigma = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for i in range(REPEAT):
+        r = (tl.program_id(0).to(tl.int64) * REPEAT + i) * ROWS + tl.arange(0, ROWS)
+        at = r[:, None] * channels + c[None, :]
+        inside = (r[:, None] < rows) & (c[None, :] < channels)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        z = (x - mu) / sigma
+        cdf, pdf = _cdf_and_pdf(z, NAME)
+        if BACKWARD:
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            steep = x * pdf / sigma  # −∂y/∂μ
+            if LEARNED:
+                by_mu -= grad * steep
+                by_sigma -= grad * steep * z
+            out = grad * (cdf + steep)
+        else:
+            out = x * cdf
+        tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if BACKWARD and LEARNED:
+        at = tl.program_id(0) * channels + c
+        tl.store(partial_ptr + at, tl.sum(by_mu, 0), mask=c < channels)
+        tl.store(partial_ptr + tl.num_programs(0) * channels + at, tl.sum(by_sigma, 0), mask=c < channels)
+
+
+def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
+    """Whether this file may be used: contiguous tensors of ``DTYPES`` on one GPU, float32 parameters."""
+    parameters = [t for t in (mu, sigma) if isinstance(t, Tensor)]
+    return (
+        os.environ.get("VIT_GELU_NO_TRITON", "0") != "1"
+        and all(type(t) in (Tensor, torch.nn.Parameter) for t in (x, *parameters))
+        and x.is_cuda
+        and x.dtype in DTYPES
+        and x.numel() > 0
+        and all(t.is_contiguous() and t.device == x.device for t in (x, *parameters))
+        and all(t.dtype == torch.float32 and t.dim() <= 1 for t in parameters)
+    )
+
+
+def _launch(
+    x: Tensor, grad: Tensor | None, mu: Tensor | float, sigma: Tensor | float, name: str
+) -> tuple[Tensor, Tensor | None]:
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    wide = min(256, triton.next_power_of_2(channels))
+    tall = TILE // wide
+    grid = (triton.cdiv(rows, tall * TILES), triton.cdiv(channels, wide))
+    out = torch.empty_like(x)
+    learned, backward = isinstance(mu, Tensor), grad is not None
+    partial = x.new_empty((2, grid[0], channels), dtype=torch.float32) if learned and backward else None
+    stride = int(isinstance(mu, Tensor) and mu.numel() > 1)
+    with torch.cuda.device_of(x):
+        _unit[grid](
+            *(x, grad, out, partial, mu, sigma, rows, channels),
+            *(name, learned, stride, backward, tall, wide, TILES),
+        )
+    return out, partial
+
+
+def forward(x: Tensor, mu: Tensor | float, sigma: Tensor | float, name: str) -> Tensor:
+    """y = x·F((x − μ)/σ), in the dtype of x."""
+    return _launch(x, None, mu, sigma, name)[0]
+
+
+def backward(
+    grad: Tensor, x: Tensor, mu: Tensor | float, sigma: Tensor | float, name: str
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients for x, μ and σ, the latter two None if numbers; ``grad`` as x is."""
+    grad_x, partial = _launch(x, grad, mu, sigma, name)
+    if partial is None or not isinstance(mu, Tensor):
+        return grad_x, None, None
+    by_mu, by_sigma = partial.sum((1, 2)) if mu.numel() == 1 else partial.sum(1)
+    return grad_x, by_mu.view(mu.shape), by_sigma.view(mu.shape)
