@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.machine import lacks_bfloat16
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
@@ -199,6 +201,12 @@ class TrainCLI(LightningCLI):
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,
         )
+        if device.type == "cpu" and "bf16" in str(trainer.precision) and lacks_bfloat16():
+            print(
+                f"warning: this processor has no bfloat16 instructions and emulates --trainer.precision "
+                f"{trainer.precision}, slowly; 32-true is faster here",
+                file=sys.stderr,
+            )
         if self.ckpt_path is not None:
             print(f"going on from {self.ckpt_path}", flush=True)
 

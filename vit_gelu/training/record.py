@@ -23,12 +23,20 @@ SCHEMA = 1
 _NOT_IN_HASH = ("seed_everything", "out", "resume", "ckpt_path", "loggers", "checkpoint_minutes", "config")
 
 
+# What a measurement came to, not what was asked for.
+_NOT_IN_HASH_OF_MODEL = ("attention_choice",)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all: to a file beside it, synced, then renamed."""
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a file beside it, synced, then renamed."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -58,6 +66,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def config_hash(config: dict[str, Any]) -> str:
     """Sixteen hex digits that two runs share exactly when they differ in nothing but the seed and the place."""
     kept = {k: v for k, v in config.items() if k not in _NOT_IN_HASH}
+    if isinstance(kept.get("model"), dict):
+        kept["model"] = {k: v for k, v in kept["model"].items() if k not in _NOT_IN_HASH_OF_MODEL}
     canonical = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

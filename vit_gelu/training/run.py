@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from vit_gelu.training.attention import AttentionNote
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.metrics import Score
@@ -40,7 +41,7 @@ def run_callbacks(
     """
     monitor, speed = Monitor(), SpeedMeter(shared)
     callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
-    callbacks += [speed, monitor]
+    callbacks += [AttentionNote(folder), speed, monitor]
     callbacks += [Display(monitor, speed)] if show else []
     callbacks += [Checkpoints(folder / "checkpoints", monitor, checkpoint_minutes)] if save else []
     return callbacks
@@ -165,6 +166,7 @@ def _describe(
             "fingerprint": data.fingerprint,
         },
         "global_batch_size": data.global_batch_size,
+        "attention": module.attention_in_use.record() if module.attention_in_use else None,
         "order_hash": data.order_hash,
         "config_hash": config_hash(config),
         "env": environment(trainer, module.compile_network),
