@@ -113,6 +113,17 @@ def test_patches_are_in_row_major_order():
     assert embed(image[None, None]).flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_times_a_matrix_is_the_convolution(bias):
+    torch.manual_seed(0)
+    embed = PatchEmbed((8, 12), (4, 2), 3, 5, bias=bias).double()
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for out in (embed(x), embed.proj(x).flatten(2).mT):
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *embed.parameters()])))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize(("grid", "dim"), [((3, 5), 8), ((4, 4), 64)])
 def test_sincos2d(grid, dim):
     table = sincos2d(grid, dim)
