@@ -108,7 +108,7 @@ def decide(
     Raises:
         ValueError: the kernel that was asked for cannot do this shape on this device.
     """
-    nothing = {"training": None, "evaluation": None}
+    nothing: dict[str, dict[str, float] | None] = {"training": None, "evaluation": None}
     if asked != "auto":
         if not all(usable(asked, shape, device) for shape in both):
             able = [k for k in ATTENTIONS[1:] if all(usable(k, s, device) for s in both)]
@@ -120,7 +120,7 @@ def decide(
     why = "measured on this machine"
     if chosen is not None:
         if all(usable(kernel, shape, device) for kernel, shape in zip(chosen, both, strict=True)):
-            return AttentionInUse(*chosen, nothing, "as in the configuration")
+            return AttentionInUse(chosen[0], chosen[1], nothing, "as in the configuration")
         why = f"measured here, since {' and '.join(chosen)} of the configuration cannot run on this device"
     training, evaluation = (choose_attention(shape, device) for shape in both)
     if training.measured_ms is None and evaluation.measured_ms is None:
