@@ -180,7 +180,8 @@ def test_two_processes_that_start_together_agree(tmp_path):
     code = (
         "import torch; from pathlib import Path; import vit_gelu.models.attention_choice as a, os, random, time\n"
         "def measure(shape, device):\n"
-        "    time.sleep(0.5); return a.Choice(random.choice(['strided', 'flash', 'matmul']), {'pid': float(os.getpid())})\n"
+        "    time.sleep(0.5)\n"
+        "    return a.Choice(random.choice(['strided', 'flash', 'matmul']), {'pid': float(os.getpid())})\n"
         "a.measure = measure\n"
         f"print(a.choose_attention(a.Shape(4, 5, 2, 4), torch.device('cpu'), folder=Path({str(tmp_path)!r})))"
     )

@@ -1,6 +1,7 @@
 """The kernels of a run: decided once, written down, repeated, and refused where they cannot run."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from tests.training.helpers import assert_same_weights, train, weights
 from vit_gelu.models import VisionTransformer
 from vit_gelu.models.attention_choice import Choice, Shape
 from vit_gelu.training import attention
-from vit_gelu.training.attention import agree, decide, shapes
+from vit_gelu.training.attention import agree, decide, shapes, without_choice
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import config_hash
 
@@ -119,11 +120,19 @@ def test_bad_choices_are_refused(options, message):
     assert message in str(error.value)
 
 
-def test_a_choice_is_no_part_of_what_a_run_is():
-    config = {"model": {"attention": "auto", "attention_choice": None, "depth": 2}, "out": "a"}
-    chosen = {"model": {"attention": "auto", "attention_choice": ["flash", "flash"], "depth": 2}, "out": "b"}
-    asked = {"model": {"attention": "flash", "attention_choice": None, "depth": 2}}
-    assert config_hash(config) == config_hash(chosen) != config_hash(asked)
+def test_the_record_proves_its_config_and_last_finds_it(tmp_path, measurements, monkeypatch):
+    from vit_gelu.cli.run_folder import newest_like
+
+    monkeypatch.chdir(tmp_path)
+    measurements += ["strided", "flash"]
+    record = train(tmp_path / "runs/one", **FAST)
+    config = yaml.safe_load((tmp_path / "runs/one/config.yaml").read_text())
+    assert config_hash(config) == record["config_hash"]
+    asked = without_choice(config)
+    assert config_hash(asked) != config_hash(config)
+    assert newest_like(Path("runs"), asked) == newest_like(Path("runs"), config) == Path("runs/one")
+    with pytest.raises(ValueError, match="no run of these options"):
+        newest_like(Path("runs"), {**asked, "model": {**asked["model"], "attention": "flash"}})
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_a_compiled_run(tmp_path):
         model__compile="true",
         model__attention="strided",
         model__mlp_memory="lean",
+        model__depth=1,
         trainer__max_epochs=1,
         trainer__limit_train_batches=2,
     )

@@ -160,6 +160,19 @@ def agree(
     return answer
 
 
+def with_choice(config: dict[str, Any], used: AttentionInUse | None) -> dict[str, Any]:
+    """A run's options with what ``auto`` came to in ``model.attention_choice``; unchanged where it was not auto."""
+    model = config.get("model", {})
+    if used is None or model.get("attention") != "auto":
+        return config
+    return {**config, "model": {**model, "attention_choice": [used.training, used.evaluation]}}
+
+
+def without_choice(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's options as they were asked for, whatever ``auto`` came to."""
+    return {**config, "model": {**config.get("model", {}), "attention_choice": None}}
+
+
 class AttentionNote(Callback):
     """Says what computes attention, and writes what ``auto`` came to into the run's ``config.yaml``.
 
@@ -177,8 +190,6 @@ class AttentionNote(Callback):
         if used is None or not trainer.is_global_zero:
             return
         print(used, flush=True)
-        if pl_module.network_options["attention"] != "auto" or not self.config.is_file():
-            return
-        config = yaml.safe_load(self.config.read_text())
-        config["model"]["attention_choice"] = [used.training, used.evaluation]
-        write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        if self.config.is_file():
+            config = with_choice(yaml.safe_load(self.config.read_text()), used)
+            write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from einops import rearrange
 
 
 def _counters() -> Any:
@@ -92,4 +93,6 @@ def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: 
         ValueError: no compiler.
     """
     check_compiler(device)
+    # einops looks up its back end at its first call; were that a traced one, the second call would compile anew.
+    rearrange(torch.zeros(1), "one -> one")
     net.compile(mode="reduce-overhead" if cuda_graphs else None)

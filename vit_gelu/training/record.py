@@ -23,10 +23,6 @@ SCHEMA = 1
 _NOT_IN_HASH = ("seed_everything", "out", "resume", "ckpt_path", "loggers", "checkpoint_minutes", "config")
 
 
-# What a measurement came to, not what was asked for.
-_NOT_IN_HASH_OF_MODEL = ("attention_choice",)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
@@ -66,8 +62,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def config_hash(config: dict[str, Any]) -> str:
     """Sixteen hex digits that two runs share exactly when they differ in nothing but the seed and the place."""
     kept = {k: v for k, v in config.items() if k not in _NOT_IN_HASH}
-    if isinstance(kept.get("model"), dict):
-        kept["model"] = {k: v for k, v in kept["model"].items() if k not in _NOT_IN_HASH_OF_MODEL}
     canonical = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vit_gelu.training.attention import AttentionNote
+from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.metrics import Score
@@ -168,7 +168,7 @@ def _describe(
         "global_batch_size": data.global_batch_size,
         "attention": module.attention_in_use.record() if module.attention_in_use else None,
         "order_hash": data.order_hash,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(with_choice(config, module.attention_in_use)),
         "env": environment(trainer, module.compile_network),
         "started": monitor.started,
         "ended": now(),
