@@ -63,4 +63,6 @@ def test_logits_and_gradients(representation_size):
     reference.square().mean().backward()
     gradients = dict(ours.named_parameters())
     for key, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[renamed(key)].grad, parameter.grad, rtol=1e-4, atol=1e-6)
+        # Rounding errors have the size of the largest terms of the sums, not of their result.
+        atol = 1e-5 * max(0.1, parameter.grad.abs().max().item())
+        torch.testing.assert_close(gradients[renamed(key)].grad, parameter.grad, rtol=1e-4, atol=atol)

@@ -37,7 +37,8 @@ def test_attention_implementations_agree(qk_norm):
     layer = Attention(24, 3, qk_norm=qk_norm).double()
     x = torch.randn(3, 7, 24, dtype=torch.float64, requires_grad=True)
     results = []
-    for layer.attention in ("explicit", "sdpa", "auto"):
+    for kernel in ("explicit", "sdpa", "auto"):
+        layer.set_kernels(kernel, kernel)
         out = layer(x)
         results.append((out, *torch.autograd.grad(out.square().sum(), [x, layer.qkv.weight])))
     torch.testing.assert_close(results[0], results[1])
@@ -110,6 +111,17 @@ def test_patches_are_in_row_major_order():
         embed.proj.bias.zero_()
     image = torch.arange(6.0).view(2, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert embed(image[None, None]).flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_times_a_matrix_is_the_convolution(bias):
+    torch.manual_seed(0)
+    embed = PatchEmbed((8, 12), (4, 2), 3, 5, bias=bias).double()
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for out in (embed(x), embed.proj(x).flatten(2).mT):
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *embed.parameters()])))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((3, 5), 8), ((4, 4), 64)])

@@ -89,10 +89,14 @@ def test_num_tokens(options, tokens):
 def test_set_attention():
     vit = VisionTransformer(**SMALL)
     reference = vit(images())
-    for attention in ("explicit", "sdpa", "auto"):
+    for attention in ("explicit", "matmul", "strided", "sdpa", "math", "auto"):
         vit.set_attention(attention)
-        assert {block.attn.attention for block in vit.blocks} == {vit.config["attention"]} == {attention}
+        assert vit.config["attention"] == attention
+        for block in vit.blocks:
+            assert block.attn.kernel_training == block.attn.kernel_evaluation == attention
         torch.testing.assert_close(vit(images()), reference)
+    vit.use_attention("strided", "flash")
+    assert (vit.attention_in_use, vit.config["attention"]) == (("strided", "flash"), "auto")
     with pytest.raises(ValueError, match="Did you mean 'sdpa'"):
         vit.set_attention("sdp")
 
@@ -224,7 +228,13 @@ def refuse(match, **options):
         refuse("--model.pooling cls needs --model.class_token true", class_token=False),
         refuse("unknown position embedding 'sincos'. Did you mean 'sincos2d'", position_embedding="sincos"),
         refuse("an embed_dim divisible by 4, not 18", embed_dim=18, position_embedding="sincos2d"),
-        refuse("--model.attention: unknown attention 'flash'", attention="flash"),
+        refuse("--model.attention: unknown attention 'flush'. Did you mean 'flash'", attention="flush"),
+        refuse(
+            "strided: has no dropout, and --model.attention_dropout is 0.1",
+            attention="strided",
+            attention_dropout=0.1,
+        ),
+        refuse("--model.mlp_memory: unknown mlp memory 'leen'. Did you mean 'lean'", mlp_memory="leen"),
         refuse("--model.stem: unknown stem 'resnet'. Did you mean 'resnet50'", stem="resnet"),
         refuse("--model.init: unknown init 'mimetics'. Did you mean 'mimetic'", init="mimetics"),
         refuse("unknown activation 'glue'. Did you mean 'gelu'", activation="glue"),

@@ -28,6 +28,7 @@ MAY_DIFFER = frozenset(
         "model.activation",
         "model.activation_kwargs",
         "model.compile",
+        "model.attention_choice",  # rounding, no more
         "data.root",
         "data.mirror",
         "data.num_workers",

@@ -44,6 +44,11 @@ def bfloat16_instructions() -> str | None:
     return next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in words), None)
 
 
+def lacks_bfloat16() -> bool:
+    """Whether the processor is known to have no bfloat16 arithmetic; False where the system does not tell."""
+    return Path("/proc/cpuinfo").is_file() and bfloat16_instructions() is None
+
+
 def check_processor(threads: int | None, has_gpu: bool) -> Finding:
     """Cores, threads and bfloat16.
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.machine import usable_cores
+from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
@@ -254,6 +254,12 @@ class TrainCLI(LightningCLI):
             )
         if config.trainer.enable_checkpointing is False:
             print("warning: no weights are saved (--trainer.enable_checkpointing false)", file=sys.stderr)
+        if device.type == "cpu" and "bf16" in str(trainer.precision) and lacks_bfloat16():
+            print(
+                f"warning: this processor has no bfloat16 instructions and emulates --trainer.precision "
+                f"{trainer.precision}, slowly; 32-true is faster here",
+                file=sys.stderr,
+            )
         if self.ckpt_path is not None:
             print(f"going on from {self.ckpt_path}", flush=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.training.attention import without_choice
 from vit_gelu.training.checkpoint import find_checkpoint
 from vit_gelu.training.record import config_hash
 
@@ -59,11 +60,13 @@ def newest_like(runs: Path, resolved: dict[str, Any]) -> Path:
     Raises:
         UsageError: there is none.
     """
-    wanted, seed = config_hash(resolved), resolved["seed_everything"]
+    wanted, seed = config_hash(without_choice(resolved)), resolved["seed_everything"]
     found = []
     for file in runs.glob("*/config.yaml"):
         other = yaml.safe_load(file.read_text())
-        if isinstance(other, dict) and config_hash(other) == wanted and other.get("seed_everything") == seed:
+        if not isinstance(other, dict) or other.get("seed_everything") != seed:
+            continue
+        if config_hash(without_choice(other)) == wanted:
             found.append(file)
     if not found:
         raise UsageError(

@@ -1,20 +1,20 @@
-"""Multi-head self-attention (ViT paper, appendix A), written out or fused."""
+"""Multi-head self-attention (ViT paper, appendix A); what computes it is in ``attention_kernels``."""
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vit_gelu.models.attention_kernels import KERNELS
 from vit_gelu.models.options import ATTENTIONS, choice, must_divide, rate
 
 EXPLICIT_UP_TO = 256  # tokens; on a CPU the fused kernel's backward pass only pays off for longer sequences
 
 
 def resolve_attention(attention: str, tokens: int, device_type: str) -> str:
-    """Which implementation runs: ``"explicit"`` or ``"sdpa"``.
+    """Which kernel runs: ``attention`` itself, and for ``auto`` what a rule says without any measurement.
 
-    ``auto`` is explicit on a CPU up to 256 tokens and the fused kernel elsewhere: on two CPU cores a CIFAR
-    ViT (65 tokens) trains about 1.6 times faster with its attention written out.
+    The rule: explicit on a CPU up to 256 tokens, torch's fused kernel elsewhere. Training replaces it by a
+    measured choice, see ``attention_choice``.
 
     >>> resolve_attention("auto", 65, "cpu"), resolve_attention("auto", 65, "cuda")
     ('explicit', 'sdpa')
@@ -35,12 +35,17 @@ class Attention(nn.Module):
         attention_dropout: dropout of the attention weights.
         dropout: dropout after the output projection.
         norm_eps: epsilon of the two norms.
-        attention: ``auto`` (see ``resolve_attention``), ``explicit`` or ``sdpa``; may be set at any time.
+        attention: ``auto`` (see ``resolve_attention``) or a name in ``KERNELS``.
+
+    Attributes:
+        kernel_training, kernel_evaluation: ``auto`` or a name in ``KERNELS``: what computes it in either mode;
+            may be set at any time.
 
     Shapes: (b, n, dim) -> (b, n, dim).
 
     Raises:
-        ValueError: heads that do not divide the width, a rate outside [0, 1), unknown attention.
+        ValueError: heads that do not divide the width, a rate outside [0, 1), unknown attention, or strided
+            attention with dropout.
     """
 
     def __init__(
@@ -60,26 +65,40 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.attention = choice("attention", attention, ATTENTIONS)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(rate("attention_dropout", attention_dropout))
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(rate("dropout", dropout))
+        self.normalises = qk_norm
+        self.set_kernels(attention, attention)
+
+    def set_kernels(self, training: str, evaluation: str) -> None:
+        """What computes attention in training and in evaluation, from now on.
+
+        Raises:
+            ValueError: neither ``auto`` nor a name in ``KERNELS``, or one that cannot do this layer's dropout.
+        """
+        for kernel in (training, evaluation):
+            choice("attention", kernel, ATTENTIONS)
+        if training == "strided" and self.attn_drop.p:
+            raise ValueError(
+                f"--model.attention strided: has no dropout, and --model.attention_dropout is "
+                f"{self.attn_drop.p}; use auto or explicit"
+            )
+        self.kernel_training, self.kernel_evaluation = training, evaluation
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if resolve_attention(self.attention, x.shape[1], x.device.type) == "sdpa":
-            dropout = self.attn_drop.p if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            return self.proj_drop(self.proj(rearrange(out, "b h n d -> b n (h d)")))
-        # One batch dimension: a batch of plain products is 15 % faster than matmul on four dimensions.
-        q, k, v = (rearrange(part, "b h n d -> (b h) n d") for part in (q, k, v))
-        scores = torch.bmm(q * self.scale, k.mT)  # (b·h, n, n)
-        out = torch.bmm(self.attn_drop(scores.softmax(dim=-1)), v)
-        return self.proj_drop(self.proj(rearrange(out, "(b h) n d -> b n (h d)", h=self.num_heads)))
+        qkv = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, h=self.num_heads)
+        if self.normalises:
+            q, k, v = qkv.unbind(2)
+            qkv = torch.stack([self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v], dim=2)
+        asked, dropout = self.kernel_evaluation, 0.0
+        if self.training:
+            asked, dropout = self.kernel_training, self.attn_drop.p
+        kernel = KERNELS[resolve_attention(asked, x.shape[1], x.device.type)]
+        return self.proj_drop(self.proj(kernel(qkv, dropout)))
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, attention={self.attention!r}"
+        return f"num_heads={self.num_heads}, attention={self.kernel_training!r}, {self.kernel_evaluation!r}"

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from einops import repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit_gelu.activations import build_activation
 from vit_gelu.models.attention import Attention
-from vit_gelu.models.options import rate, whole
+from vit_gelu.models.options import MLP_MEMORIES, choice, rate, whole
 
 
 def hidden_size(dim: int, mlp_ratio: float, *, gated: bool = False) -> int:
@@ -42,11 +43,13 @@ class Mlp(nn.Module):
         activation: a name or import path that ``build_activation`` knows; this MLP builds its own object.
         activation_kwargs: the activation's own options.
         dropout: after the activation and after ``fc2``.
+        memory: ``fast``, or ``lean``: of the hidden tensors only the output of ``fc1`` is kept for the backward
+            pass, which computes the activation again (with the same noise), but no matrix product.
 
     Shapes: (..., dim) -> (..., dim).
 
     Raises:
-        ValueError: unknown activation or option, hidden < 1, a rate outside [0, 1).
+        ValueError: unknown activation, option or memory, hidden < 1, a rate outside [0, 1).
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class Mlp(nn.Module):
         activation: str = "gelu",
         activation_kwargs: dict[str, Any] | None = None,
         dropout: float = 0.0,
+        memory: str = "fast",
     ) -> None:
         super().__init__()
         whole("mlp_hidden", hidden)
+        self.memory = choice("mlp_memory", memory, MLP_MEMORIES)
         act = build_activation(activation, **(activation_kwargs or {}))
         self.fc1 = nn.Linear(dim, 2 * hidden if getattr(act, "gated", False) else hidden)
         self.act = act
@@ -67,7 +72,19 @@ class Mlp(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+        hidden = self.fc1(x)
+        if self.memory == "lean" and torch.is_grad_enabled():
+            # The recomputation ends with the last tensor that was to be kept: the input of fc2's product.
+            out = checkpoint(self._from_hidden, hidden, use_reentrant=False)
+        else:
+            out = self._from_hidden(hidden)
+        return self.drop2(out)
+
+    def _from_hidden(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.drop1(self.act(hidden)))
+
+    def extra_repr(self) -> str:
+        return "" if self.memory == "fast" else f"memory={self.memory!r}"
 
 
 class LayerScale(nn.Module):
@@ -175,6 +192,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
         attention: str = "auto",
+        mlp_memory: str = "fast",
     ) -> None:
         super().__init__()
 
@@ -195,7 +213,7 @@ class Block(nn.Module):
         self.ls1 = scale()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden, activation, activation_kwargs, dropout)
+        self.mlp = Mlp(dim, hidden, activation, activation_kwargs, dropout, mlp_memory)
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
 

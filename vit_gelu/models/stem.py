@@ -2,6 +2,7 @@
 
 import math
 
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -57,8 +58,9 @@ class PatchEmbed(nn.Module):
                 "image size" if image_size[0] == image_size[1] else f"image {side}",
                 image,
             )
-        self.image_size, self.in_channels = image_size, in_channels
+        self.image_size, self.in_channels, self.patch_size = image_size, in_channels, patch_size
         self.grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        # A convolution by its parameters, for their names and shapes; it is computed as the product that it is.
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size, bias=bias)
 
     @property
@@ -67,7 +69,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image_shape(x, self.in_channels, self.image_size)
-        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+        height, width = self.patch_size
+        patches = rearrange(x, "b c (y h) (x w) -> b (y x) (c h w)", h=height, w=width)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class HybridEmbed(nn.Module):

@@ -72,7 +72,10 @@ class VisionTransformer(nn.Module):
         representation_size: units of a tanh layer before the head (ViT paper, §3.1); null: none.
         zero_init_head: start the head at zero.
         stem: patch, or a ResNet before the patches: resnet_stem, resnet26, resnet50 (the paper's hybrid).
-        attention: auto, explicit (softmax written out) or sdpa (fused); see ``set_attention``.
+        attention: auto, explicit (softmax written out), sdpa (fused) or another name in
+            ``attention_kernels.KERNELS``; see ``set_attention``.
+        mlp_memory: fast, or lean: the MLPs keep one hidden tensor for the backward pass, not two or more, and
+            compute their activation again.
         init: timm, jax or mimetic; see ``vit_gelu.models.initialisation``.
         seed: fixes the initial weights; null: drawn from torch's global generator.
 
@@ -122,6 +125,7 @@ class VisionTransformer(nn.Module):
         zero_init_head: bool = False,
         stem: str = "patch",
         attention: str = "auto",
+        mlp_memory: str = "fast",
         init: str = "timm",
         seed: int | None = None,
     ) -> None:
@@ -197,6 +201,7 @@ class VisionTransformer(nn.Module):
                         layer_scale=layer_scale,
                         norm_eps=norm_eps,
                         attention=attention,
+                        mlp_memory=mlp_memory,
                     )
                     for i in range(depth)
                 )
@@ -224,17 +229,28 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table[None])
 
     def set_attention(self, attention: str) -> None:
-        """Choose how all blocks compute attention from now on: auto, explicit or sdpa.
+        """Choose how all blocks compute attention from now on; ``config`` remembers it.
 
         A compiled model is compiled again at its next call.
 
         Raises:
-            ValueError: none of the three.
+            ValueError: neither ``auto`` nor a name in ``attention_kernels.KERNELS``, or one without dropout
+                where there is some.
         """
-        self.config["attention"] = options.choice("attention", attention, options.ATTENTIONS)
+        self.use_attention(attention, attention)
+        self.config["attention"] = attention
+
+    def use_attention(self, training: str, evaluation: str) -> None:
+        """As ``set_attention``, by mode, and ``config`` keeps what was asked for: what a measurement came to."""
         for module in self.modules():
             if isinstance(module, Attention):
-                module.attention = attention
+                module.set_kernels(training, evaluation)
+
+    @property
+    def attention_in_use(self) -> tuple[str, str]:
+        """What computes attention in training and in evaluation: the arguments of ``use_attention``."""
+        module = next(m for m in self.modules() if isinstance(m, Attention))
+        return module.kernel_training, module.kernel_evaluation
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters, other than biases and norms, that weight decay should leave alone."""

@@ -13,10 +13,13 @@ from vit_gelu.activations import resolve_activation
 from vit_gelu.models import VisionTransformer, build_vit
 from vit_gelu.models.whitening import whiten_patches
 from vit_gelu.randomness import seed_noise
+from vit_gelu.training.attention import AttentionInUse, agree, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
+from vit_gelu.training.compilation import check_cuda_graphs, compile_network
 from vit_gelu.training.metrics import ExactScore, Score
 from vit_gelu.training.optim import SCHEDULES, build_optimizer, build_schedule, resolve_optimizer
 
+YOUNGER = {"mlp_memory": "fast"}
 WHITENING_IMAGES = 5000  # 320,000 patches at 32 px: the second moments of 48 pixels are known to a per cent
 
 
@@ -48,10 +51,15 @@ class ClassificationModule(pl.LightningModule):
         representation_size: Width of the paper's tanh pre-training head; a single linear head if not given.
         zero_init_head: Start the head at zero.
         stem: patch (linear patches), or resnet50 for the paper's hybrid.
-        attention: auto, explicit (softmax written out) or sdpa (the fused kernel).
+        attention: auto (the fastest by a measurement), explicit, matmul or strided (softmax written out), sdpa
+            (torch's choice), flash, efficient, cudnn or math.
+        attention_choice: What auto came to, [in training, in evaluation]; a run writes it into its config.yaml,
+            so that it goes on and is repeated with the same arithmetic.
+        mlp_memory: fast, or lean: less memory, as MLPs compute their activation again for the backward pass.
         init: Scheme of the initial weights: timm, jax or mimetic.
         whiten_patches: Start the patch projection from the training images' second moments, which it whitens.
         compile: Compile the network with torch.compile.
+        cuda_graphs: Replay the compiled network from CUDA graphs; for small models on a GPU.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
         lr: Learning rate at the end of the warm-up.
@@ -89,9 +97,12 @@ class ClassificationModule(pl.LightningModule):
         zero_init_head: bool = False,
         stem: str = "patch",
         attention: str = "auto",
+        attention_choice: list[str] | None = None,
+        mlp_memory: str = "fast",
         init: str = "timm",
         whiten_patches: bool = False,
         compile: bool = False,
+        cuda_graphs: bool = False,
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
         lr: float = 1e-3,
@@ -119,6 +130,9 @@ class ClassificationModule(pl.LightningModule):
             raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
         if not 0 <= patch_dropout_until <= 1:
             raise ValueError(f"--model.patch_dropout_until {patch_dropout_until}: must lie between 0 and 1")
+        check_choice(attention, attention_choice)
+        if cuda_graphs and not compile:
+            raise ValueError("--model.cuda_graphs true: needs --model.compile true")
         self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.network_options: dict[str, Any] = {
             "name": name,
@@ -140,13 +154,17 @@ class ClassificationModule(pl.LightningModule):
             "zero_init_head": zero_init_head,
             "stem": stem,
             "attention": attention,
+            "mlp_memory": mlp_memory,
             "init": init,
             "seed": seed,
         }
         widths = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
         self.network_options |= {k: v for k, v in widths.items() if v is not None}
         self.whiten_patches = whiten_patches
+        self.attention_choice = attention_choice
+        self.attention_in_use: AttentionInUse | None = None
         self.compile_network = compile
+        self.cuda_graphs = cuda_graphs
         self.optimizer = optimizer
         self.optimizer_kwargs = optimizer_kwargs or {}
         self.lr = lr
@@ -176,6 +194,8 @@ class ClassificationModule(pl.LightningModule):
         """
         if self.net is not None:
             return
+        if self.cuda_graphs:
+            check_cuda_graphs(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.net = build_vit(
             image_size=data.image_size,
@@ -186,9 +206,11 @@ class ClassificationModule(pl.LightningModule):
         if self.whiten_patches:
             whiten_patches(self.net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
         self.score = ExactScore(data.num_classes)
+        self.attention_in_use = agree(
+            self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
+        )
         if self.compile_network:
-            # Compiling the inner net in place keeps checkpoint keys clean and self.log out of the graph.
-            self.net.compile()
+            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
@@ -205,6 +227,8 @@ class ClassificationModule(pl.LightningModule):
             is left after division by the accumulated batches) and ``correct`` (int64 scalar: how often the
             likeliest class is the target, or the larger part of a mixed target).
         """
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         logits = self.network(batch.images)
         targets = batch.targets
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
@@ -306,7 +330,8 @@ class ClassificationModule(pl.LightningModule):
             raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
         for part in ("network", "data"):
             for name, value in mine[part].items():
-                if saved[part].get(name) != value:
+                # An option that is younger than the checkpoint had its default.
+                if saved[part].get(name, YOUNGER.get(name)) != value:
                     raise ValueError(
                         f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
                         f"this run {value!r}; a run goes on only as it began"

@@ -33,11 +33,15 @@ _NOT_IN_HASH = (
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all: to a file beside it, synced, then renamed."""
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a file beside it, synced, then renamed."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

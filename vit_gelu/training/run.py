@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.metrics import Score
@@ -56,7 +57,7 @@ def run_callbacks(
     monitor, speed = Monitor(), SpeedMeter(shared)
     callbacks: list[Callback] = [AveragedWeights(ema_decay)] if ema_decay is not None else []
     callbacks += [AtStart(on_start)] if on_start is not None else []
-    callbacks += [speed, monitor]
+    callbacks += [AttentionNote(folder), speed, monitor]
     callbacks += [Display(monitor, speed)] if show else []
     callbacks += [Checkpoints(folder / "checkpoints", monitor, checkpoint_minutes)] if save else []
     return callbacks
@@ -200,8 +201,9 @@ def _describe(
             "fingerprint": data.fingerprint,
         },
         "global_batch_size": data.global_batch_size,
+        "attention": module.attention_in_use.record() if module.attention_in_use else None,
         "order_hash": data.order_hash,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(with_choice(config, module.attention_in_use)),
         "env": environment(trainer, module.compile_network),
         "started": monitor.started,
         "ended": now(),

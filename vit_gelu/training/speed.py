@@ -3,8 +3,8 @@
 import os
 import statistics
 import subprocess
-import sys
 import time
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit_gelu.training.compilation import compiled_graphs, graph_breaks
 from vit_gelu.training.memory import peak_memory, restart_peak_memory
 
 WARMUP_STEPS = 10
@@ -34,10 +35,10 @@ def count_flops(
     """
     parameter = next(net.parameters())
     gradients = {p: p.grad for p in net.parameters()}
-    attention = net.config["attention"]
+    attention = net.attention_in_use
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     random_state = torch.get_rng_state()
-    net.set_attention("explicit")
+    net.use_attention("explicit", "explicit")
     net.patch_drop.p, rate = patch_dropout, net.patch_drop.p
     try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
@@ -45,7 +46,7 @@ def count_flops(
             if backward:
                 total.backward()
     finally:
-        net.set_attention(attention)
+        net.use_attention(*attention)
         net.patch_drop.p = rate
         torch.set_rng_state(random_state)
         for p, gradient in gradients.items():
@@ -133,13 +134,6 @@ class Exclusivity:
         return others < 0.05 * capacity
 
 
-def compiled_graphs() -> int:
-    """How many graphs torch.compile has compiled in this process."""
-    # Its import takes a second: who has not compiled has not imported it.
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
-
-
 class SpeedMeter(Callback):
     """Times every training step from the end of one to the end of the next, data included.
 
@@ -163,6 +157,8 @@ class SpeedMeter(Callback):
         self.steps = 0
         self._mark: Any = None
         self._graphs_before = 0
+        self._breaks_before: dict[str, int] = {}
+        self._breaks_told: set[str] = set()
         self._pending: list[tuple[Any, Any]] = []
         self._exclusivity: Exclusivity | None = None
 
@@ -177,6 +173,7 @@ class SpeedMeter(Callback):
         self._exclusivity = Exclusivity(pl_module.device, self.shared)
         self._host_end = time.perf_counter()
         self.graphs = self._graphs_before = compiled_graphs()
+        self._breaks_before = graph_breaks()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         else:
@@ -196,6 +193,7 @@ class SpeedMeter(Callback):
         if graphs != self.graphs:
             self.graphs = graphs
             self.compile_seconds += host - self._host_start
+            self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
             self.patch_dropouts[pl_module.network.patch_drop.p] += 1
@@ -204,6 +202,23 @@ class SpeedMeter(Callback):
         self._mark, self._host_end = now, host
         if pl_module.device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
             self._resolve()
+
+    def breaks(self) -> dict[str, int]:
+        """Graph breaks of this training by their reason."""
+        return {
+            r: n - self._breaks_before.get(r, 0)
+            for r, n in graph_breaks().items()
+            if n > self._breaks_before.get(r, 0)
+        }
+
+    def _warn_of_breaks(self, trainer: Any) -> None:
+        for reason in self.breaks().keys() - self._breaks_told:
+            self._breaks_told.add(reason)
+            if trainer.is_global_zero:
+                warnings.warn(
+                    f"torch.compile broke the graph, so the network is slower than it could be: {reason}",
+                    stacklevel=2,
+                )
 
     def _resolve(self) -> None:
         for start, end in self._pending:
@@ -279,5 +294,6 @@ class SpeedMeter(Callback):
             "data_wait_fraction": self.wait_seconds / self.seen_seconds if self.seen_seconds else None,
             "compile_seconds": self.compile_seconds if pl_module.compile_network else None,
             "compiled_graphs": self.graphs - self._graphs_before if pl_module.compile_network else None,
+            "compiled_graph_breaks": sum(self.breaks().values()) if pl_module.compile_network else None,
             "exclusive": exclusive,
         }

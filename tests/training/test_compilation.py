@@ -1,0 +1,161 @@
+"""torch.compile: what it did is counted, what it cannot do is said before the training starts."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tests.training.helpers import train
+from vit_gelu.data import ImageData
+from vit_gelu.training import compilation
+from vit_gelu.training.compilation import check_compiler, check_cuda_graphs, graph_breaks
+from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.run import run_callbacks
+from vit_gelu.training.speed import SpeedMeter
+
+CPU = torch.device("cpu")
+
+
+def test_a_graph_break_is_counted_and_told_once():
+    torch._dynamo.reset()
+    meter, trainer = SpeedMeter(), SimpleNamespace(is_global_zero=True)
+    meter.on_train_start(trainer, SimpleNamespace(device=CPU))
+    assert meter.breaks() == {}
+
+    @torch.compile(backend="eager")
+    def broken(x):
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    broken(torch.ones(2))
+    assert sum(meter.breaks().values()) == 1
+    (reason,) = meter.breaks()
+    assert "\n" not in reason
+    with pytest.warns(UserWarning, match="broke the graph") as warned:
+        meter._warn_of_breaks(trainer)
+    meter._warn_of_breaks(trainer)  # a second warning would be an error here
+    assert len(warned) == 1
+    assert reason in str(warned[0].message)
+    later = SpeedMeter()
+    later.on_train_start(trainer, SimpleNamespace(device=CPU))
+    assert later.breaks() == {}
+    assert graph_breaks()[reason] >= 1
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler++")
+    with pytest.raises(ValueError, match=r"--model.compile true: .*no no-such-compiler\+\+; install one"):
+        check_compiler(CPU)
+
+
+def test_a_compiler_that_fails(monkeypatch):
+    def fails(function):
+        raise RuntimeError("backend='inductor' raised:\nCppCompileError: C++ compile error\n\nCommand:\nlong")
+
+    monkeypatch.setenv("CXX", "ls")
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(
+        ValueError, match=r"does not work here: CppCompileError: C\+\+ compile error; train with"
+    ) as e:
+        check_compiler(CPU)
+    assert "\n" not in str(e.value)
+
+
+def test_a_compiler_that_lies(monkeypatch):
+    monkeypatch.setenv("CXX", "ls")
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: x.sum())
+    with pytest.raises(ValueError, match="gives wrong results here"):
+        check_compiler(CPU)
+
+
+def test_no_compiler_ends_a_run_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler++")
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        train(tmp_path / "run", model__compile="true")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_run(tmp_path):
+    torch._dynamo.reset()
+    record = train(
+        tmp_path / "run",
+        model__compile="true",
+        model__attention="strided",
+        model__mlp_memory="lean",
+        model__depth=1,
+        trainer__max_epochs=1,
+        trainer__limit_train_batches=2,
+    )
+    assert record["speed"]["compiled_graphs"] == 1
+    assert record["speed"]["compiled_graph_breaks"] == 0
+    assert record["speed"]["compile_seconds"] > 0
+    assert record["env"]["compiled"] is True
+
+
+def test_cuda_graphs_need_compile():
+    with pytest.raises(ValueError, match=r"--model\.cuda_graphs true: needs --model\.compile true"):
+        ClassificationModule(cuda_graphs=True)
+
+
+def test_cuda_graphs_need_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match=r"--model\.cuda_graphs true: needs a CUDA GPU; this run is on cpu"):
+        train(tmp_path / "run", model__compile="true", model__cuda_graphs="true")
+
+
+def test_cuda_graphs_go_with_one_pass_per_step():
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cuda")), accumulate_grad_batches=2
+    )
+    with pytest.raises(ValueError, match=r"not with --trainer\.accumulate_grad_batches 2.*set it to 1"):
+        check_cuda_graphs(trainer)
+    trainer.accumulate_grad_batches = 1
+    check_cuda_graphs(trainer)
+
+
+@pytest.mark.parametrize(("cuda_graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
+def test_the_mode_of_compilation(monkeypatch, cuda_graphs, mode):
+    monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
+    seen = []
+    net = SimpleNamespace(compile=lambda **options: seen.append(options))
+    compilation.compile_network(net, CPU, cuda_graphs=cuda_graphs)
+    assert seen == [{"mode": mode}]
+
+
+class NoSynchronisation(Callback):
+    """Lets torch raise where a step waits for the device; first and last steps of the epoch may."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        torch.cuda.set_sync_debug_mode("error" if 3 <= batch_idx < trainer.num_training_batches - 3 else 0)
+
+    def teardown(self, trainer, pl_module, stage):
+        torch.cuda.set_sync_debug_mode(0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("options", [{}, {"compile": True}, {"compile": True, "cuda_graphs": True}])
+def test_a_step_does_not_wait_for_the_gpu(tmp_path, options):
+    module = ClassificationModule(
+        patch_size=4, embed_dim=32, depth=2, num_heads=2, dropout=0.1, drop_path=0.1, **options
+    )
+    trainer = Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision="bf16-mixed",
+        max_epochs=2,
+        callbacks=[*run_callbacks(tmp_path, save=False, show=False), NoSynchronisation()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        log_every_n_steps=10_000,
+    )
+    data = ImageData(name="digits", global_batch_size=64, augment="digits")
+    data.seed = 0
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step > 30

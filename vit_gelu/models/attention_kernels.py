@@ -1,0 +1,137 @@
+"""softmax(q·kᵀ/√d)·v in several ways, equal but for rounding; which is fastest depends on shape and device.
+
+All take queries, keys and values packed as the qkv projection leaves them, (b, n, 3, h, d), and give
+(b, n, h·d), as the output projection wants them: the copies between the two layouts are part of the cost.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Kernel = Callable[[Tensor, float], Tensor]
+
+
+def explicit(qkv: Tensor, dropout: float) -> Tensor:
+    """Written out, with one batch dimension for images and heads."""
+    h, d = qkv.shape[3:]
+    # One batch dimension: a batch of plain products is faster than matmul on four dimensions.
+    q, k, v = (rearrange(part, "b n h d -> (b h) n d") for part in qkv.unbind(2))
+    scores = torch.bmm(q * d**-0.5, k.mT)  # (b·h, n, n)
+    out = torch.bmm(F.dropout(scores.softmax(dim=-1), dropout), v)
+    return rearrange(out, "(b h) n d -> b n (h d)", h=h)
+
+
+def matmul(qkv: Tensor, dropout: float) -> Tensor:
+    """Written out on four dimensions, as most libraries do; the scale goes to the scores."""
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    weights = F.dropout((q @ k.mT * qkv.shape[-1] ** -0.5).softmax(dim=-1), dropout)
+    return rearrange(weights @ v, "b h n d -> b n (h d)")
+
+
+def strided(qkv: Tensor, dropout: float) -> Tensor:
+    """Written out without copies: each product reads and writes where the projections have their numbers.
+
+    On a CPU, without dropout, and differentiable once; opaque to torch.compile, which leaves it as it is.
+    """
+    assert dropout == 0.0, "refused when the model was built"
+    return _strided(qkv)[0]
+
+
+def fused(qkv: Tensor, dropout: float, backend: SDPBackend | None = None) -> Tensor:
+    """torch's fused kernel: the one that torch picks, or one of its back ends.
+
+    Raises:
+        RuntimeError: the back end cannot do it for this device, dtype or shape.
+    """
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    if backend is None:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    else:
+        with sdpa_kernel(backend):
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return rearrange(out, "b h n d -> b n (h d)")
+
+
+KERNELS: dict[str, Kernel] = {
+    "explicit": explicit,
+    "matmul": matmul,
+    "strided": strided,
+    "sdpa": fused,
+    "flash": partial(fused, backend=SDPBackend.FLASH_ATTENTION),
+    "efficient": partial(fused, backend=SDPBackend.EFFICIENT_ATTENTION),
+    "cudnn": partial(fused, backend=SDPBackend.CUDNN_ATTENTION),
+    "math": partial(fused, backend=SDPBackend.MATH),
+}
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
+    """out = scale·(a @ b) for batches of matrices with any row strides, without a copy of any of them."""
+    torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
+@torch.library.custom_op("vit_gelu::strided_attention", mutates_args=())
+def _strided(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Output (b, n, h·d), and the attention weights (h, b, n, n), which the backward pass needs."""
+    qkv = qkv.contiguous()
+    b, n, _, h, d = qkv.shape
+    q, k, v = qkv.unbind(2)
+    weights, out = qkv.new_empty(h, b, n, n), qkv.new_empty(b, n, h, d)
+    with torch.autocast(qkv.device.type, enabled=False):
+        for i in range(h):
+            _product(q[:, :, i], k[:, :, i].mT, weights[i], d**-0.5)
+        weights = weights.softmax(dim=-1)
+        for i in range(h):
+            _product(weights[i], v[:, :, i], out[:, :, i])
+    return out.view(b, n, h * d), weights
+
+
+@torch.library.custom_op("vit_gelu::strided_attention_backward", mutates_args=())
+def _strided_backward(grad: Tensor, qkv: Tensor, weights: Tensor) -> Tensor:
+    """The gradient for qkv, (b, n, 3, h, d), from that for the output."""
+    qkv, grad = qkv.contiguous(), grad.contiguous().view(qkv[:, :, 0].shape)
+    grad_qkv, by_weights = torch.empty_like(qkv), torch.empty_like(weights)
+    (q, k, v), (grad_q, grad_k, grad_v) = qkv.unbind(2), grad_qkv.unbind(2)
+    h, d = qkv.shape[3:]
+    with torch.autocast(qkv.device.type, enabled=False):
+        for i in range(h):
+            _product(weights[i].mT, grad[:, :, i], grad_v[:, :, i])
+            _product(grad[:, :, i], v[:, :, i].mT, by_weights[i])
+        # In place: new memory for a tensor of this size costs more than the arithmetic.
+        by_scores = torch.ops.aten._softmax_backward_data.out(
+            by_weights, weights, -1, weights.dtype, grad_input=by_weights
+        )
+        for i in range(h):
+            _product(by_scores[i], k[:, :, i], grad_q[:, :, i], d**-0.5)
+            _product(by_scores[i].mT, q[:, :, i], grad_k[:, :, i], d**-0.5)
+    return grad_qkv
+
+
+@_strided.register_fake
+def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    b, n, _, h, d = qkv.shape
+    return qkv.new_empty(b, n, h * d), qkv.new_empty(h, b, n, n)
+
+
+@_strided_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, weights: Tensor) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _keep(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _backward(ctx: torch.autograd.function.BackwardCFunction, grad: Tensor, _: None) -> Tensor:
+    return _strided_backward(grad, *ctx.saved_tensors)
+
+
+_strided.register_autograd(_backward, setup_context=_keep)
