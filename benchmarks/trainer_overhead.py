@@ -47,7 +47,7 @@ from vit_gelu.training.run import find, train
 from vit_gelu.training.speed import Exclusivity
 
 GOAL = 1.03
-MODEL = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "pooling": "mean"}
+MODEL: dict[str, Any] = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "pooling": "mean"}
 WARMUP_STEPS = 20
 MOST_IMAGES = 500_000
 

@@ -216,8 +216,9 @@ class ClassificationModule(pl.LightningModule):
         # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
         seed_noise(self.seed, self.batches_seen, self.global_rank)
         self.batches_seen += 1
-        drops = self.trainer.global_step < self.patch_dropout_until * self.trainer.estimated_stepping_batches
-        self.network.patch_drop.p = self.patch_dropout if drops else 0.0
+        if self.patch_dropout:
+            steps = self.patch_dropout_until * self.trainer.estimated_stepping_batches
+            self.network.patch_drop.p = self.patch_dropout if self.trainer.global_step < steps else 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.
