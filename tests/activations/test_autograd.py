@@ -8,6 +8,7 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
@@ -307,6 +308,7 @@ def test_compiled_keeps_no_boolean_mask(name):
         fw_compiler=graph,
         bw_compiler=lambda module, _: make_boxed_func(module.forward),
         partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),  # as Inductor does
     )
     act = build_activation(name)
     layers = torch.nn.Sequential(torch.nn.Linear(4, 8), act, torch.nn.Linear(8, 4))

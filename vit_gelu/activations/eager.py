@@ -2,7 +2,8 @@
 
 Two things cost time there: traffic with memory, and slow functions. So the work is done in pieces that stay
 in a core's cache, and through those kernels of torch that are vectorised (a comparison that writes floats is,
-one that writes booleans is not; nor is broadcasting from one element). Nothing here can be differentiated;
+one that writes booleans is not; nor is broadcasting from one element). Each call costs microseconds,
+so the pieces must not be small either. Nothing here can be differentiated;
 results equal the plain formulas to float rounding of x.
 """
 
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIECE = 1 << 16  # elements a thread: 256 KiB of float32
+PIECE = 1 << 16  # elements: 256 KiB of float32
+SHARED_PIECE = 1 << 23  # with several threads
 aten = torch.ops.aten
 HALF, ONE = torch.tensor(0.5), torch.tensor(1.0)
 
@@ -35,9 +37,9 @@ def normal(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     return torch.add(HALF, torch.erf(v, out=out), alpha=0.5, out=out)
 
 
-def normal_slope(z: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
-    """exp(−z²/2), which leaves 1/√(2π) to do."""
-    return torch.mul(z, z, out=out).mul_(-0.5).exp_().mul_(grad)
+def normal_slope(v: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """exp(−v²), which leaves 1/√π to do."""
+    return torch.mul(v, v, out=out).neg_().exp_().mul_(grad)
 
 
 def logistic(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
@@ -46,8 +48,8 @@ def logistic(v: Tensor, core: Tensor, out: Tensor, spare: Tensor) -> Tensor:
 
 
 def logistic_slope(v: Tensor, core: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
-    """s − s², s the sigmoid."""
-    return aten.sigmoid_backward.grad_input(grad, torch.sigmoid(v, out=out), grad_input=out)
+    """F − F²."""
+    return aten.sigmoid_backward.grad_input(grad, cdf, grad_input=out)
 
 
 def laplace_tail(v: Tensor, out: Tensor) -> Tensor:
@@ -101,8 +103,7 @@ class Kernels:
         slope: (v, core, F, grad, out) -> grad·F′(v)/factor, in ``out``.
         core: (v, out) -> what both of them need.
         scale, factor: what the vectorised functions of torch leave to do.
-        unit_backward: (grad, v) -> grad·(F + v·F′(v)), if torch has it in one; ``slope`` is then one of z, and
-            uses neither core nor F.
+        unit_backward: (grad, v) -> grad·(F + v·F′(v)), if torch has it in one, and fast.
     """
 
     cdf: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -114,13 +115,7 @@ class Kernels:
 
 
 KERNELS = {
-    "normal": Kernels(
-        normal,
-        normal_slope,
-        scale=math.sqrt(0.5),
-        factor=1.0 / math.sqrt(2.0 * math.pi),
-        unit_backward=aten.gelu_backward.grad_input,
-    ),
+    "normal": Kernels(normal, normal_slope, scale=math.sqrt(0.5), factor=1.0 / math.sqrt(math.pi)),
     "logistic": Kernels(logistic, logistic_slope, unit_backward=aten.silu_backward.grad_input),
     "laplace": Kernels(laplace, laplace_slope, laplace_tail, factor=0.5),
     "uniform": Kernels(uniform, uniform_slope, scale=0.5),
@@ -175,7 +170,8 @@ class Scratch:
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching pieces of contiguous tensors of one shape, as views (rows, channels)."""
     channels = max(1, tensors[0].shape[-1])
-    rows = max(1, PIECE * torch.get_num_threads() // channels)
+    # Threads meet after each operation on each piece, and wait if one is away: larger pieces, fewer waits.
+    rows = max(1, (PIECE if torch.get_num_threads() == 1 else SHARED_PIECE) // channels)
     return zip(*(t.view(-1, channels).split(rows) for t in tensors), strict=True)
 
 
@@ -220,41 +216,34 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients for x, μ and σ, the latter two None if numbers; ``grad`` contiguous as x is."""
     kernels, scratch = KERNELS[name], Scratch()
-    scale = 1.0 if kernels.unit_backward else kernels.scale
-    line = Line(x, mu, sigma, scale)
+    line = Line(x, mu, sigma, kernels.scale)
     steepness = line.slope * kernels.factor
+    unit_backward = kernels.unit_backward if line.offset is None else None
+    over = None if isinstance(mu, Tensor) and mu.numel() == 1 else 0  # sums: of all elements, or of the rows
     grad_x = torch.empty_like(x)
     by_mu, by_sigma = [], []
     for grad_piece, x_piece, result in pieces(grad, x, grad_x):
         wide, weight = scratch.widen("x", x_piece), scratch.widen("grad", grad_piece)
         v = line(wide, scratch("v", wide))
         out = result if wide is x_piece else scratch("result", wide)
-        slope, core = scratch("slope", wide), scratch("core", wide)
-        if kernels.unit_backward:  # x/σ is v − offset
-            kernels.unit_backward(weight, v, grad_input=out)
-            if line.offset is not None:
-                kernels.slope(v, core, out, weight, slope)
-                out.addcmul_(slope, line.offset, value=-kernels.factor)
-                slope.mul_(wide)
+        if unit_backward:
+            unit_backward(weight, v, grad_input=out)
         else:
-            core = kernels.core(v, core)
+            core, slope = kernels.core(v, scratch("core", wide)), scratch("slope", wide)
             kernels.cdf(v, core, out, scratch("spare", wide))
-            kernels.slope(v, core, out, weight, slope).mul_(wide)
+            kernels.slope(v, core, out, weight, slope).mul_(wide)  # −(grad·∂y/∂μ)/steepness
             out.mul_(weight)
             if isinstance(steepness, Tensor):
                 out.addcmul_(slope, steepness)
             else:
                 out.add_(slope, alpha=steepness)
+            if isinstance(mu, Tensor):
+                by_mu.append(slope.sum(over))
+                by_sigma.append(slope.mul_(v).sum(over))
         if out is not result:
             result.copy_(out)
-        if isinstance(mu, Tensor) and isinstance(sigma, Tensor):  # slope is now −(grad·∂y/∂μ)/steepness
-            one = mu.numel() == 1
-            by_mu.append(slope.sum().view_as(mu) if one else slope.sum(0))
-            by_sigma.append(
-                torch.dot(slope.view(-1), v.view(-1)).view_as(sigma) if one else slope.mul_(v).sum(0)
-            )
     if not isinstance(mu, Tensor) or not isinstance(sigma, Tensor):
         return grad_x, None, None
-    grad_mu = torch.stack(by_mu).sum(0) * (-scale * kernels.factor) / sigma
-    grad_sigma = torch.stack(by_sigma).sum(0) * -kernels.factor / sigma
+    grad_mu = torch.stack(by_mu).sum(0).view_as(mu) * (-kernels.scale * kernels.factor) / sigma
+    grad_sigma = torch.stack(by_sigma).sum(0).view_as(sigma) * -kernels.factor / sigma
     return grad_x, grad_mu.to(mu.dtype), grad_sigma.to(sigma.dtype)

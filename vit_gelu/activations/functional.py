@@ -150,8 +150,8 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     generator of the device, with 24 bits or more; only the mask is kept for the backward pass.
 
     >>> _ = torch.manual_seed(0)
-    >>> gelu_stochastic(torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 9.0]))
-    tensor([-0., -0., 1., 1., 1., 9.])
+    >>> gelu_stochastic(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 9.0]))
+    tensor([-1., -1., -0.,  1.,  1.,  9.])
     """
     if torch.compiler.is_compiling() or x.dim() == 0 or not eager.fits(x, 0.0, 1.0):
         return x * bernoulli.formula(x.detach())
