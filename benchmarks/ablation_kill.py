@@ -138,10 +138,10 @@ def main() -> None:
                 print(f"{compare(reference, out)} runs equal to the bit", flush=True)
                 folders += 1
                 out = Path(place) / f"killed-{folders}"
-        go_on(str(plan), out)
-        print(
-            f"{compare(reference, out)} runs equal to the bit; {options.kills} kills in {folders} ablations"
-        )
+        if out.exists():
+            go_on(str(plan), out)
+            print(f"{compare(reference, out)} runs equal to the bit", flush=True)
+        print(f"{options.kills} kills survived")
 
 
 if __name__ == "__main__":
