@@ -1,5 +1,7 @@
 """The check of a device passes what is right and sees what is wrong."""
 
+import itertools
+
 import correctness
 import pytest
 import torch
@@ -11,11 +13,13 @@ CPU = torch.device("cpu")
 
 
 def asked(*argv: str):
-    return correctness.options().parse_args(["--mode", "eager", "--device", "cpu", *argv])
+    parsed = correctness.options().parse_args(["--mode", "eager", "--device", "cpu", *argv])
+    parsed.argv = []
+    return parsed
 
 
 def test_this_processor_is_right():
-    rows = correctness.check_activations(asked(), CPU) + correctness.check_network(asked(), CPU)
+    rows = [row for check in correctness.checks(asked(), CPU).values() for row in check()]
     assert len(rows) == 3 * (len(correctness.ACTIVATIONS) + 2)
     assert {r["what"] for r in rows if r["error"] > 1} == set()
 
@@ -38,7 +42,7 @@ def test_a_wrong_activation_is_seen(monkeypatch, dtype, wrong):
         return right(each, call, x, upstream)
 
     monkeypatch.setattr(correctness, "activation_results", swapped)
-    (row,) = correctness.check_activations(asked("--activations", "gelu", "--dtypes", dtype), CPU)
+    (row,) = correctness.check_activations(["gelu"], dtype, "eager", CPU)
     assert row["error"] > 1
 
 
@@ -49,8 +53,19 @@ def test_wrong_attention_is_seen(monkeypatch):
         return exact(q, k, v, scale=0.1)
 
     monkeypatch.setattr("vit_gelu.models.attention.F.scaled_dot_product_attention", unscaled)
-    rows = correctness.check_network(asked(), CPU)
-    assert all((r["error"] > 1) == r["what"].endswith("sdpa") for r in rows)
+    for attention, dtype in itertools.product(("explicit", "sdpa"), correctness.DTYPES):
+        (row,) = correctness.check_network(attention, dtype, "eager", CPU)
+        assert (row["error"] > 1) == (attention == "sdpa"), row
+
+
+def test_what_there_was_no_time_for_is_listed(capsys):
+    result = correctness.measure(asked("--time_limit", "-1", "--dtypes", "bf16"))
+    assert (result["rows"], len(result["left_out"])) == ([], 3)
+    correctness.show(result)
+    assert (
+        "left out, no time within --time_limit: ViT, attention explicit, bf16, eager"
+        in capsys.readouterr().out
+    )
 
 
 def test_infinities_are_wrong():
