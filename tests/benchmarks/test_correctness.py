@@ -52,7 +52,7 @@ def test_wrong_attention_is_seen(monkeypatch):
     def unscaled(q, k, v, dropout_p=0.0):
         return exact(q, k, v, scale=0.1)
 
-    monkeypatch.setattr("vit_gelu.models.attention.F.scaled_dot_product_attention", unscaled)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", unscaled)
     for attention, dtype in itertools.product(("explicit", "sdpa"), correctness.DTYPES):
         (row,) = correctness.check_network(attention, dtype, "eager", CPU)
         assert (row["error"] > 1) == (attention == "sdpa"), row

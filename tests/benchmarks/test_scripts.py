@@ -100,4 +100,4 @@ def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):
     trainer_overhead.train(cli.model, cli.datamodule, cli.trainer, cli.folder, config=cli.resolved)
     trained = cli.model.network.state_dict()
     for name, weight in raw.module.network.state_dict().items():
-        torch.testing.assert_close(weight, trained[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight, trained[name], rtol=1e-4, atol=1e-5)

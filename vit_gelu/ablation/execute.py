@@ -151,12 +151,13 @@ def finish(
     print_summary(console, rows, str(workspace.folder))
     if broken:
         print(f"vit-gelu ablate: {broken}", file=sys.stderr)
-    reported = any(state.status == FINISHED for _, state in rows) and _report(plan, workspace)
-    return 0 if reported and all(state.status == FINISHED for _, state in rows) else FAILED_STATUS
+    if any(state.status == FINISHED for _, state in rows):
+        _report(plan, workspace)
+    return 0 if all(state.status == FINISHED for _, state in rows) else FAILED_STATUS
 
 
-def _report(plan: Plan, workspace: Workspace) -> bool:
-    """Write and print the report of the finished runs; False, and the reason on the screen, where there is none."""
+def _report(plan: Plan, workspace: Workspace) -> None:
+    """Write and print the report of the finished runs, or say why there is none."""
     from vit_gelu.cli.report import main
 
     arguments = ["--baseline", plan.baseline, "--margin", f"{plan.margin:g}"]
@@ -164,5 +165,3 @@ def _report(plan: Plan, workspace: Workspace) -> bool:
         main([str(workspace.folder / "runs"), *arguments, "--out", str(workspace.folder / "report")])
     except UsageError as error:
         print(f"vit-gelu ablate: no report: {error}", file=sys.stderr)
-        return False
-    return True

@@ -44,6 +44,20 @@ def check_choices(config: Namespace) -> None:
         raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
 
 
+def honour_batch_counts(config: Namespace, argv: list[str]) -> None:
+    """Make ``--trainer.limit_val_batches 1`` one batch, always: parsed as int or float, 1.0 would be all of them."""
+    for part in ("train", "val", "test", "predict"):
+        option = f"--trainer.limit_{part}_batches"
+        text = None
+        for i, argument in enumerate(argv):
+            if argument == option and i + 1 < len(argv):
+                text = argv[i + 1]
+            elif argument.startswith(option + "="):
+                text = argument.split("=", 1)[1]
+        if text == "1":
+            config[option.removeprefix("--")] = 1
+
+
 def check_numbers(config: Namespace) -> None:
     """Check the numbers that Lightning takes as they come, or whose errors name no option.
 
@@ -98,6 +112,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        honour_batch_counts(self.config, args or [])
         check_numbers(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

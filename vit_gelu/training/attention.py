@@ -190,6 +190,11 @@ class AttentionNote(Callback):
         if used is None or not trainer.is_global_zero:
             return
         print(used, flush=True)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        used = pl_module.attention_in_use
+        if used is None or not trainer.is_global_zero:
+            return
         if self.config.is_file():
             config = with_choice(yaml.safe_load(self.config.read_text()), used)
             write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
