@@ -93,6 +93,7 @@ def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: 
         ValueError: no compiler.
     """
     check_compiler(device)
-    # einops looks up its back end at its first call; were that a traced one, the second call would compile anew.
-    rearrange(torch.zeros(1), "one -> one")
+    # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
+    for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
+        rearrange(value, "one -> one")
     net.compile(mode="reduce-overhead" if cuda_graphs else None)
