@@ -12,9 +12,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -171,10 +172,19 @@ def _write(file: Path, content: dict[str, object], choice: Choice) -> None:
 def usable(kernel: str, shape: Shape, device: torch.device) -> bool:
     """Whether a kernel computes one small batch of this shape on this device."""
     try:
-        _call(kernel, shape, device, batch=2)()
+        with _undisturbed(device):
+            _call(kernel, replace(shape, compiled=False), device, batch=2)()
     except RuntimeError:
         return False
     return True
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Leaves the random state as it is, and torch's reasons why a back end is not for this device unsaid."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def measure(shape: Shape, device: torch.device) -> Choice:
@@ -184,8 +194,7 @@ def measure(shape: Shape, device: torch.device) -> Choice:
     ``CLEARLY`` and the candidate won nearly every round: one busy moment of the machine decides nothing.
     """
     calls: dict[str, Callable[[], None]] = {}
-    # Nothing that is drawn here may shift what the run draws.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _undisturbed(device):
         for name in shape.candidates():
             try:
                 call = _call(name, shape, device, batch=shape.measured_batch)
