@@ -202,8 +202,9 @@ class ClassificationModule(pl.LightningModule):
         """Loss of one batch.
 
         Returns:
-            ``loss`` (scalar, with graph) and ``correct`` (int64 scalar: how often the likeliest class is the
-            target, or the larger part of a mixed target).
+            ``loss`` (scalar, with graph), ``batch_loss`` (the same for logs: of ``loss``, Lightning hands on what
+            is left after division by the accumulated batches) and ``correct`` (int64 scalar: how often the
+            likeliest class is the target, or the larger part of a mixed target).
         """
         logits = self.network(batch.images)
         targets = batch.targets
@@ -211,7 +212,7 @@ class ClassificationModule(pl.LightningModule):
         with torch.no_grad():
             labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
             correct = (logits.argmax(dim=1) == labels).sum()
-        return {"loss": loss, "correct": correct}
+        return {"loss": loss, "batch_loss": loss.detach(), "correct": correct}
 
     def _evaluation_step(self, batch: Any) -> None:
         # .forward, not __call__: evaluation runs eagerly, so odd batch sizes compile nothing.
