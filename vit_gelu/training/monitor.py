@@ -1,5 +1,6 @@
 """Loss and accuracy while training, without a device synchronisation per step, and the stop on NaN."""
 
+import math
 import time
 from typing import Any
 
@@ -27,9 +28,10 @@ class Diverged(RuntimeError):
 
 
 class Monitor(Callback):
-    """Sums loss and hits on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
+    """Keeps loss and hits on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
 
-    The sums are part of the checkpoint, so a resumed run logs the rows of an uninterrupted one.
+    A step only puts its two scalars aside: arithmetic on them would be a dozen kernels a step. The sums are part of
+    the checkpoint, and are added up in the order of the steps, so a resumed run logs the rows of an uninterrupted one.
 
     Attributes:
         latest: the last row that was logged, for displays.
@@ -37,13 +39,14 @@ class Monitor(Callback):
     """
 
     def __init__(self) -> None:
-        self.sums: Tensor | None = None  # loss, correct, images
-        self.bad_step: Tensor | None = None
+        self.sums = [0.0, 0.0, 0.0]  # loss, correct, images; of this process, since the last row
+        self.bad_step = -1
         self.window_lrs: dict[int, float] = {}
         self.flushed_step = 0
         self.rows = 0
         self.latest: dict[str, float] = {}
         self.started = ""
+        self._waiting: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss, correct
         self._seconds_before = 0.0
         self._began = 0.0
 
@@ -55,9 +58,7 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.started = self.started or now()
         self._began = time.monotonic()
-        device = pl_module.device
-        self.sums = torch.zeros(3, device=device) if self.sums is None else self.sums.to(device)
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.bad_step = -1
         for logger in trainer.loggers:
             if hasattr(logger, "truncate"):
                 logger.truncate(self.rows)
@@ -69,17 +70,24 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self.sums is not None
-        assert self.bad_step is not None
-        loss = outputs["batch_loss"].float()
-        n = len(batch.targets)
-        self.sums += torch.stack([loss * n, outputs["correct"].float(), torch.ones_like(loss) * n])
-        first_bad = (self.bad_step < 0) & ~loss.isfinite()
-        self.bad_step = torch.where(first_bad, self._step, self.bad_step)
+        self._waiting.append((self._step, len(batch.targets), outputs["batch_loss"], outputs["correct"]))
         step = trainer.global_step
         due = step != self.flushed_step and step % trainer.log_every_n_steps == 0
         if due or trainer.is_last_batch:
             self.flush(trainer)
+
+    def _read(self) -> None:
+        """Add up what was put aside; one synchronisation with the device."""
+        if not self._waiting:
+            return
+        steps, images, losses, hits = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        values = torch.stack([torch.stack(losses).float(), torch.stack(hits).float()]).tolist()
+        for step, n, loss, correct in zip(steps, images, *values, strict=True):
+            if self.bad_step < 0 and not math.isfinite(loss):
+                self.bad_step = step
+            for i, value in enumerate((loss * n, correct, n)):
+                self.sums[i] += value
 
     def flush(self, trainer: Any) -> None:
         """Read the sums (one synchronisation), stop on NaN, log a row, start anew.
@@ -87,10 +95,9 @@ class Monitor(Callback):
         Raises:
             Diverged: a loss since the last flush was NaN or infinite.
         """
-        assert self.sums is not None
         self.check_finite(trainer)
-        loss, correct, images = trainer.strategy.reduce(self.sums.clone(), reduce_op="sum").tolist()
-        self.sums.zero_()
+        loss, correct, images = self._over_processes(trainer, self.sums, "sum")
+        self.sums = [0.0, 0.0, 0.0]
         self.flushed_step = trainer.global_step
         if not images:
             return
@@ -105,10 +112,19 @@ class Monitor(Callback):
 
     def check_finite(self, trainer: Any) -> None:
         """Synchronise and raise ``Diverged`` if a loss was not finite on any process."""
-        assert self.bad_step is not None
-        bad = int(trainer.strategy.reduce(self.bad_step.clone(), reduce_op="max"))
+        self._read()
+        (bad,) = self._over_processes(trainer, [self.bad_step], "max")
         if bad >= 0:
-            raise Diverged(bad, self.window_lrs.get(bad, float("nan")))
+            raise Diverged(int(bad), self.window_lrs.get(int(bad), float("nan")))
+
+    @staticmethod
+    def _over_processes(trainer: Any, values: list[Any], how: str) -> list[Any]:
+        if trainer.world_size == 1:
+            return values
+        dtype = torch.int64 if how == "max" else torch.float32
+        return trainer.strategy.reduce(
+            torch.tensor(values, dtype=dtype, device=trainer.strategy.root_device), reduce_op=how
+        ).tolist()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._seconds_before, self._began = self.seconds, 0.0
@@ -136,8 +152,9 @@ class Monitor(Callback):
         self.latest |= row
 
     def state_dict(self) -> dict[str, Any]:
+        self._read()
         return {
-            "sums": None if self.sums is None else self.sums.cpu(),
+            "sums": list(self.sums),
             "flushed_step": self.flushed_step,
             "rows": self.rows,
             "latest": dict(self.latest),
@@ -146,7 +163,8 @@ class Monitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums = state_dict["sums"]
+        sums = state_dict["sums"]  # a tensor, or nothing, where an earlier version wrote it
+        self.sums = [0.0, 0.0, 0.0] if sums is None else [float(value) for value in sums]
         self.flushed_step = state_dict["flushed_step"]
         self.rows = state_dict["rows"]
         self.latest = dict(state_dict["latest"])
