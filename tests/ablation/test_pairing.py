@@ -8,14 +8,15 @@ import pytest
 import yaml
 
 from tests.ablation.helpers import experiment, record, write
+from tests.training.helpers import ROOT
 from vit_gelu.ablation.comparison import analyse
 from vit_gelu.ablation.costs import measure_costs
 from vit_gelu.ablation.curves import mean_curve
 from vit_gelu.ablation.metric import METRICS
 from vit_gelu.ablation.pairing import read_experiment
-from vit_gelu.ablation.recipe import config_hash
 from vit_gelu.ablation.statistics import t_interval
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.run_hash import config_hash
 
 THREE = {"relu": [9000, 9010, 8990], "gelu": [9050, 9060, 9030], "silu": [9020, 9040, 9000]}
 
@@ -133,17 +134,13 @@ def test_options_are_believed_only_with_the_hash_of_the_record(tmp_path):
 
 
 def test_hash_of_the_options_is_the_one_that_training_writes():
-    from vit_gelu.training import record as training
-
-    config = {
-        "seed_everything": 3,
-        "out": "x",
-        "model": {"lr": 1e-3, "b": None},
-        "loggers": ["csv"],
-        "data": {"a": [1]},
-    }
-    assert config_hash(config) == training.config_hash(config)
-    assert config_hash(config) != config_hash(config | {"data": {}})
+    runs = sorted((ROOT / "docs" / "ablation_digits").glob("*-seed*"))
+    assert len(runs) == 40
+    for run in runs:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config_hash(config) == json.loads((run / "record.json").read_text())["config_hash"]
+        assert config_hash(config) != config_hash(config | {"data": {}})
+        assert config_hash(config) == config_hash(config | {"seed_everything": 99, "out": "x", "arm": "y"})
 
 
 def test_labelled_arm_may_have_options_of_its_own_and_they_are_shown(tmp_path):

@@ -13,8 +13,8 @@ from vit_gelu.models import VisionTransformer
 from vit_gelu.models.attention_choice import Choice, Shape
 from vit_gelu.training import attention
 from vit_gelu.training.attention import agree, decide, shapes, without_choice
+from vit_gelu.training.config_hash import config_hash
 from vit_gelu.training.module import ClassificationModule
-from vit_gelu.training.record import config_hash
 
 CPU = torch.device("cpu")
 BOTH = [Shape(4, 5, 2, 4), Shape(4, 5, 2, 4, training=False)]

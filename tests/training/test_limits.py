@@ -1,8 +1,11 @@
 """Accumulation, limits on evaluation, the best checkpoint of a run that was never validated on its way."""
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.training.helpers import assert_same_weights, metrics, train, weights
+from tests.training.helpers import ROOT, assert_same_weights, metrics, train, weights
 
 
 def losses(out):
@@ -47,3 +50,15 @@ def test_best_needs_something_to_judge_by(tmp_path):
     with pytest.raises(ValueError, match="leaves nothing to judge by"):
         train(tmp_path / "run", "--test_checkpoint=best", trainer__limit_val_batches=0)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_batch_is_one_batch_whatever_the_process_did_before():
+    # Imported first, scikit-learn leaves Union[float, int] in typing's cache, where Lightning's Union[int, float] finds it.
+    code = (
+        "import sklearn.metrics\n"
+        "from vit_gelu.cli.options import build_parser\n"
+        "parsed = build_parser().parse_args(['--trainer.limit_val_batches', '1'])\n"
+        "print(repr(parsed.trainer.limit_val_batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "1"

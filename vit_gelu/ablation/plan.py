@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vit_gelu.cli.run_record import config_hash
+from vit_gelu.cli.run_hash import config_hash
 
 Resolve = Callable[[list[str]], dict[str, Any]]
 

@@ -3,26 +3,14 @@
 The record of a run proves by its ``config_hash`` that the ``config.yaml`` beside it is its own.
 """
 
-import hashlib
-import json
 from typing import Any
 
 import yaml
 
 from vit_gelu.ablation.records import CONFIG, Run
+from vit_gelu.cli.run_hash import NOT_IN_HASH, config_hash
 
-# As in the run's own hash: where a run happens, and its seed.
-NOT_IN_HASH = (
-    "seed_everything",
-    "out",
-    "resume",
-    "ckpt_path",
-    "loggers",
-    "checkpoint_minutes",
-    "config",
-    "arm",
-)
-# Besides those: what an ablation compares, and what changes neither data, model nor optimization.
+# Besides what the hash leaves out: what an ablation compares, and what changes neither data, model nor optimization.
 MAY_DIFFER = frozenset(
     {
         "model.activation",
@@ -44,12 +32,6 @@ MAY_DIFFER = frozenset(
 )
 
 Recipe = dict[str, Any]
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """The hash that a run writes into its record, of its options as in ``config.yaml``."""
-    kept = {k: v for k, v in config.items() if k not in NOT_IN_HASH}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_recipe(run: Run) -> Recipe | None:

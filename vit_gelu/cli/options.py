@@ -44,18 +44,30 @@ def check_choices(config: Namespace) -> None:
         raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
 
 
-def honour_batch_counts(config: Namespace, argv: list[str]) -> None:
-    """Make ``--trainer.limit_val_batches 1`` one batch, always: parsed as int or float, 1.0 would be all of them."""
-    for part in ("train", "val", "test", "predict"):
-        option = f"--trainer.limit_{part}_batches"
-        text = None
-        for i, argument in enumerate(argv):
-            if argument == option and i + 1 < len(argv):
-                text = argv[i + 1]
-            elif argument.startswith(option + "="):
-                text = argument.split("=", 1)[1]
-        if text == "1":
-            config[option.removeprefix("--")] = 1
+class RunTrainer(Trainer):
+    """Lightning's Trainer; ``limit_val_batches 1`` is one batch, always.
+
+    ``typing`` caches Optional[Union[float, int]] and Optional[Union[int, float]] as one, whichever was made first:
+    where scikit-learn was imported before Lightning, 1 comes out of Lightning's own signature as 1.0, all batches.
+    ``int | float`` keeps its order.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
 
 
 def check_numbers(config: Namespace) -> None:
@@ -112,7 +124,6 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
-        honour_batch_counts(self.config, args or [])
         check_numbers(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -282,7 +293,7 @@ class TrainCLI(LightningCLI):
 _SETTINGS: dict[str, Any] = {
     "model_class": ClassificationModule,
     "datamodule_class": ImageData,
-    "trainer_class": Trainer,
+    "trainer_class": RunTrainer,
     "trainer_defaults": {"num_sanity_val_steps": 0},
     "save_config_callback": None,
     "seed_everything_default": 0,

@@ -10,7 +10,7 @@ import yaml
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.training.attention import without_choice
 from vit_gelu.training.checkpoint import find_checkpoint
-from vit_gelu.training.record import config_hash
+from vit_gelu.training.config_hash import config_hash
 
 FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
 

@@ -1,6 +1,5 @@
 """The run folder and its ``record.json``: the only thing that ablations and reports read."""
 
-import hashlib
 import json
 import os
 import platform
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 SCHEMA = 1
-
-# Options that say where, with what seed and under what name a run happens, not what it is.
-_NOT_IN_HASH = (
-    "seed_everything",
-    "out",
-    "resume",
-    "ckpt_path",
-    "loggers",
-    "checkpoint_minutes",
-    "config",
-    "arm",
-)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,13 +53,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             f"{path}: schema {schema} is newer than this version knows ({SCHEMA}); upgrade vit_gelu"
         )
     return record
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """Sixteen hex digits that two runs share exactly when they differ in nothing but the seed and the place."""
-    kept = {k: v for k, v in config.items() if k not in _NOT_IN_HASH}
-    canonical = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def git_commit() -> str | None:

@@ -14,12 +14,13 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
+from vit_gelu.training.config_hash import config_hash
 from vit_gelu.training.metrics import Score
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.monitor import Diverged, Monitor
 from vit_gelu.training.profiler import NoProfiler
 from vit_gelu.training.progress import Display
-from vit_gelu.training.record import SCHEMA, config_hash, environment, now, score_dict, write_json
+from vit_gelu.training.record import SCHEMA, environment, now, score_dict, write_json
 from vit_gelu.training.speed import SpeedMeter
 
 
