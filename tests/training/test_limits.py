@@ -53,7 +53,7 @@ def test_best_needs_something_to_judge_by(tmp_path):
 
 
 def test_one_batch_is_one_batch_whatever_the_process_did_before():
-    # Imported first, scikit-learn leaves Union[float, int] in typing's cache, where Lightning's Union[int, float] finds it.
+    # Imported first, scikit-learn leaves Union[float, int] in typing's cache, where Lightning's would look itself up.
     code = (
         "import sklearn.metrics\n"
         "from vit_gelu.cli.options import build_parser\n"
