@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import log_softmax
 from sklearn import metrics
 
-from tests.training.helpers import in_process
+from tests.training.helpers import in_process, train
 from vit_gelu.cli.errors import guarded
 from vit_gelu.cli.evaluate import main
 from vit_gelu.data import load_source
@@ -108,6 +108,23 @@ def test_repeats_the_numbers_of_the_record(digits_run, tmp_path, capsys, split, 
     assert found["loss"] == pytest.approx(record[split]["loss"], rel=1e-6)
     assert found["dataset"]["same_as_training"] is True
     assert found["dataset"]["note"] is None
+
+
+def test_a_run_on_upsampled_images_repeats_its_numbers(tmp_path, capsys):
+    record = train(tmp_path / "run", data__upsample=16, trainer__max_epochs=1)
+    _, card = load_network(tmp_path / "run")
+    assert card["network"]["image_size"] == [16, 16]
+    assert card["data"]["upsampled_from"] == [8, 8]
+    again = evaluate(capsys, tmp_path / "run", "--split", "test", "--out", tmp_path / "out")
+    assert again["correct"] == record["test"]["correct"]
+    assert again["loss"] == pytest.approx(record["test"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", ["4", "[16, 24]"])
+def test_upsampling_enlarges_and_keeps_proportions(tmp_path, size):
+    with pytest.raises(ValueError, match=r"--data\.upsample .* must enlarge images of 8 × 8"):
+        train(tmp_path / "run", data__upsample=size)
+    assert not (tmp_path / "run").exists()
 
 
 def test_screen_and_default_folder(digits_run, tmp_path, capsys):

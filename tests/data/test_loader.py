@@ -3,8 +3,10 @@
 import hashlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vit_gelu import randomness
 from vit_gelu.data.arrays import ImageArrays
@@ -204,6 +206,28 @@ def test_normalize_equals_torchvision():
     images = make_images().images
     expected = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
     torch.testing.assert_close(Normalize(MEAN, STD)(images), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_upsampled_batches_are_pillows():
+    from PIL import Image
+
+    images = make_images()
+    images.images.div_(2, rounding_mode="floor").add_(64)  # Pillow clips between its two passes, too
+    size = images.images.shape[-1]
+    larger = (3 * size, 3 * size)
+    (batch,) = EvalLoader(images, batch_size=64, mean=(0.0,) * 3, std=(1.0,) * 3, upsample=larger)
+    for ours, image in zip(batch.images, images.images, strict=True):
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(larger, Image.Resampling.BICUBIC)
+        theirs = torch.from_numpy(np.array(pil)).permute(2, 0, 1)
+        # Pillow rounds to whole levels after each of its two passes.
+        assert (255 * ours - theirs).abs().max() <= 1.2
+
+
+def test_upsampling_comes_after_augmentation():
+    options = {"policy": "crop_flip", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    small, large = next(iter(make_loader(**options))), next(iter(make_loader(upsample=(24, 24), **options)))
+    expected = F.interpolate(small.images, (24, 24), mode="bicubic", antialias=True).clamp(0, 1)
+    torch.testing.assert_close(large.images, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

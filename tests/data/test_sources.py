@@ -105,3 +105,25 @@ def test_default_root(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_root() == tmp_path / "home" / ".cache" / "vit_gelu"
+
+
+def test_a_share_of_the_training_images():
+    """Stratified, fixed, the validation and test parts untouched; said by the fingerprint."""
+    whole, part = load_source("digits"), load_source("digits", train_fraction=0.25)
+    assert len(part.train) == round(0.25 * len(whole.train))
+    shares = part.train.labels.bincount() / whole.train.labels.bincount()
+    assert shares.min() > 0.24
+    assert shares.max() < 0.26
+    assert torch.equal(part.val.images, whole.val.images)
+    assert torch.equal(part.test.images, whole.test.images)
+    assert (part.mean, part.std) == (whole.mean, whole.std)
+    assert part.fingerprint != whole.fingerprint
+    rows = {image.numpy().tobytes() for image in whole.train.images}
+    assert all(image.numpy().tobytes() in rows for image in part.train.images)
+    assert torch.equal(part.train.images, load_source("digits", train_fraction=0.25).train.images)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_share_out_of_range(fraction):
+    with pytest.raises(ValueError, match=r"--data\.train_fraction"):
+        load_source("digits", train_fraction=fraction)

@@ -46,6 +46,14 @@ def test_best_of_a_run_that_was_never_validated_is_its_last(tmp_path):
     assert_same_weights(weights(tmp_path / "run", name="best"), weights(tmp_path / "run"))
 
 
+def test_a_training_cut_short_says_so(tmp_path, capsys):
+    record = train(tmp_path / "run", trainer__max_epochs=1000, trainer__max_time="00:00:00:01")
+    assert record["steps"] < record["planned_steps"] == 1000 * (record["dataset"]["train_n"] // 128)
+    assert "stopped early" in capsys.readouterr().err
+    assert train(tmp_path / "whole")["planned_steps"] == 2 * (record["dataset"]["train_n"] // 128)
+    assert "stopped early" not in capsys.readouterr().err
+
+
 def test_best_needs_something_to_judge_by(tmp_path):
     with pytest.raises(ValueError, match="leaves nothing to judge by"):
         train(tmp_path / "run", "--test_checkpoint=best", trainer__limit_val_batches=0)

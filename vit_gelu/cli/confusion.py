@@ -70,7 +70,7 @@ def confusion_figure(confusion: NDArray[np.int64], class_names: Sequence[str], t
     bar_axes = figure.add_axes(((margin + side + 0.25) / width, margin / height, 0.16 / width, side / height))
     bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0", "1", "5", "10", "25", "50", "75", "100"], fontsize=8)
-    bar.set_label("share of the true class (%)", fontsize=9)
+    bar.set_label("share of the true class (%), square-root scale", fontsize=9)
     bar.outline.set_linewidth(0.5)
     return figure
 

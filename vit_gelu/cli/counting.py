@@ -41,6 +41,7 @@ def count(
     std: tuple[float, ...],
     batch_size: int,
     device: torch.device,
+    upsample: tuple[int, int] | None = None,
     precision: str = "32-true",
     num_workers: int = 0,
     what: str = "evaluating",
@@ -54,6 +55,7 @@ def count(
         mean, std: per channel, of pixels scaled to 0-1, as in the network's training.
         batch_size: images per forward pass.
         device: where to run.
+        upsample: height and width that batches are enlarged to, as in the network's training.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         num_workers: processes that decode image files.
         what: for the progress bar of a long pass.
@@ -64,7 +66,13 @@ def count(
     """
     net = net.to(device).eval()
     loader = EvalLoader(
-        images, batch_size=batch_size, mean=mean, std=std, device=device, num_workers=num_workers
+        images,
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+        device=device,
+        upsample=upsample,
+        num_workers=num_workers,
     )
     score = ExactScore(num_classes).to(device)
     cells = torch.zeros(num_classes**2, dtype=torch.int64, device=device)

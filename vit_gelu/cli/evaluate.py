@@ -93,6 +93,7 @@ def main(argv: list[str]) -> int:
         num_classes=len(names),
         mean=tuple(trained_on["mean"]),
         std=tuple(trained_on["std"]),
+        upsample=tuple(trained_on["image_size"]) if trained_on.get("upsampled_from") else None,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -108,7 +109,7 @@ def main(argv: list[str]) -> int:
         "env": _environment(device),
     }
     score = counts.score
-    title = f"{split.source.name}, {split.name}: {100 * score.top1:.2f} % of {score.n:,} images"
+    title = f"{split.source.name}, {split.name} images: top-1 {100 * score.top1:.2f} % (n = {score.n:,})"
     write_evaluation(out, record, counts.confusion, names, title)
     if options.json:
         print(json.dumps(record, indent=1, allow_nan=False))

@@ -66,7 +66,7 @@ def load_split(
     own_name = options.get("name") or trained_on["name"]
     own = name is None or _same(name, own_name)
     name = own_name if name is None else name
-    size = tuple(trained_on["image_size"])
+    size = _taken_size(trained_on)
     # Pictures of a folder have no common size of their own.
     sized = own or resize or Path(name).expanduser().is_dir()
     source = load_source(
@@ -74,7 +74,7 @@ def load_split(
         options.get("root") if root is None else root,
         mirror=options.get("mirror"),
         image_size=size if sized else None,
-        **({"val_fraction": options["val_fraction"]} if own and "val_fraction" in options else {}),
+        **{name: options[name] for name in ("val_fraction", "train_fraction") if own and name in options},
     )
     _check_fit(source, name, trained_on)
     return Split(source, split, getattr(source, split), _note(source, own, name, trained_on))
@@ -93,7 +93,8 @@ def _check_fit(source: Source, name: str, trained_on: dict[str, Any]) -> None:
     if source.channels != trained_on["in_channels"]:
         raise UsageError(
             f"{where}: its images are {_colour(source.channels)}; the network was trained on "
-            f"{_colour(trained_on['in_channels'])} images ({trained_on['name']})"
+            f"{_colour(trained_on['in_channels'])} images ({trained_on['name']}); nothing is converted silently: "
+            f"bring {_colour(trained_on['in_channels'])} images, or train on {_colour(source.channels)} ones"
         )
     ours, theirs = source.class_names, trained_on["class_names"]
     for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
@@ -107,12 +108,18 @@ def _check_fit(source: Source, name: str, trained_on: dict[str, Any]) -> None:
             f"{where}: has {len(ours)} classes; the network was trained on {trained_on['name']}, which has "
             f"{len(theirs)}"
         )
-    if list(source.image_size) != list(trained_on["image_size"]):
-        height, width = trained_on["image_size"]
+    if source.image_size != _taken_size(trained_on):
+        height, width = _taken_size(trained_on)
         raise UsageError(
             f"{where}: its images are {source.image_size[0]} × {source.image_size[1]}; the network takes "
             f"{height} × {width}: add --resize to have them resized"
         )
+
+
+def _taken_size(trained_on: dict[str, Any]) -> tuple[int, int]:
+    """Height and width that images come in: as the network sees them, or before they are enlarged."""
+    height, width = trained_on.get("upsampled_from") or trained_on["image_size"]
+    return height, width
 
 
 def _colour(channels: int) -> str:

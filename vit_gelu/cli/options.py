@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -87,6 +88,26 @@ def check_numbers(config: Namespace) -> None:
         raise UsageError("--trainer.devices 0: must be >= 1, or -1 or auto for all there are")
 
 
+def check_accelerator(asked: Any) -> None:
+    """Check that this machine has the kind of device that is asked for.
+
+    Raises:
+        UsageError: unknown kind, or none of it here.
+    """
+    if not isinstance(asked, str):
+        return
+    registry = AcceleratorRegistry  # asked by class: making a TPU's object needs its package
+    kinds = {name: registry[name]["accelerator"].is_available() for name in registry.available_accelerators()}
+    kinds["gpu"] = kinds.get("cuda", False) or kinds.get("mps", False)
+    here = ["auto", *sorted(name for name, there in kinds.items() if there)]
+    if asked != "auto" and asked not in kinds:
+        raise UsageError("--trainer.accelerator: " + unknown("accelerator", asked, here))
+    if asked not in here:
+        raise UsageError(
+            f"--trainer.accelerator {asked}: this machine has none (vit-gelu doctor says why); here: {', '.join(here)}"
+        )
+
+
 def plain_options(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """All options as plain types, as they stand in ``config.yaml``."""
     text = parser.dump(config, skip_none=False, skip_link_targets=True, format="yaml")
@@ -123,6 +144,7 @@ class TrainCLI(LightningCLI):
             raise UsageError(f"--trainer: an option needs a package that is not installed: {error}") from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        parser.given = list(args)
         self.config = parser.parse_args(args)
         check_numbers(self.config)
 
@@ -157,6 +179,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config
         check_choices(config)
+        check_accelerator(config.trainer.accelerator)
         self.resolved = plain_options(self.parser, config)
         self.folder = choose_folder(config, self.resolved)
         self.ckpt_path = self._choose_checkpoint()
@@ -166,8 +189,12 @@ class TrainCLI(LightningCLI):
         if asked is None:
             return None
         if asked != "last":
-            read_checkpoint(find_checkpoint(asked))
-            return find_checkpoint(asked)
+            try:
+                file = find_checkpoint(asked)
+                read_checkpoint(file)
+            except ValueError as error:
+                raise UsageError(f"--ckpt_path {asked}: {str(error).removeprefix(f'{asked}: ')}") from None
+            return file
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file() and not (self.folder / "record.json").is_file():
             if (self.folder / "config.yaml").is_file():
@@ -326,7 +353,8 @@ def build_parser() -> Parser:
 
 def full_help(topic: str) -> str:
     """Every option of a part: ``model``, ``data``, ``trainer`` or ``all``."""
-    text = build_parser().format_help()
+    # Lightning documents some options in the markup of its web pages.
+    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", build_parser().format_help()).replace("``", "")
     if topic == "all":
         return text
     sections = re.split(r"\n(?=\S)", text)

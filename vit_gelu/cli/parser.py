@@ -1,8 +1,11 @@
 """A LightningCLI parser whose errors fit in a line or two."""
 
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from vit_gelu.cli.errors import UsageError
@@ -14,6 +17,8 @@ _FLAGS = {"seed_everything": "seed"}
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are one ``UsageError``, in the user's own terms."""
+
+    given: Sequence[str] = ()  # the arguments, to find the file of a wrong key
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(self.explain(message)) from None
@@ -48,7 +53,7 @@ class Parser(LightningArgumentParser):
             choices = [name.lstrip("-") for name in self.option_names()]
             close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
-            return f"unknown option --{key}.{hint} All options: vit-gelu train --help all"
+            return f"{self._file_of(key)}unknown option --{key}.{hint} All options: vit-gelu train --help all"
         key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
         if key is not None and value is not None:
             literals = re.findall(r"Literal\[([^\]]*)\]", message)
@@ -62,6 +67,23 @@ class Parser(LightningArgumentParser):
             return f"--{_FLAGS.get(key, key)} {value.strip()}: must be of type {kind}"
         lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
         return "\n".join(line[:300] for line in lines[:4])
+
+    def _file_of(self, key: str) -> str:
+        """``FILE: `` for an option that stands in a recipe and not on the command line, else nothing."""
+        if any(argument.split("=")[0].lstrip("-") == key for argument in self.given):
+            return ""
+        for option, value in zip(self.given, self.given[1:], strict=False):
+            if option == "--config" and _holds(
+                yaml.safe_load(Path(value).read_text(encoding="utf-8")), key.split(".")
+            ):
+                return f"{value}: "
+        return ""
+
+
+def _holds(options: Any, path: list[str]) -> bool:
+    return not path or (
+        isinstance(options, dict) and path[0] in options and _holds(options[path[0]], path[1:])
+    )
 
 
 def _first(text: str, *patterns: str) -> str | None:

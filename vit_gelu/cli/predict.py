@@ -110,11 +110,14 @@ def predict(
 
     data = card["data"]
     names = data["class_names"]
-    normalize = Normalize(tuple(data["mean"]), tuple(data["std"]), device)
+    # Files are brought to the size that the training images had, and enlarged as those were.
+    size, upsampled_from = tuple(data["image_size"]), data.get("upsampled_from")
+    normalize = Normalize(tuple(data["mean"]), tuple(data["std"]), device, size if upsampled_from else None)
     net = net.to(device).eval()
     results: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for batch in decoded_batches(files, batch_size, tuple(data["image_size"]), data["in_channels"]):
+        own = tuple(upsampled_from or size)
+        for batch in decoded_batches(files, batch_size, own, data["in_channels"]):
             logits = net(normalize(batch.to(device)))
             best = logits.double().softmax(dim=1).topk(top_k, dim=1)
             for chances, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):

@@ -206,6 +206,12 @@ def print_result(record: dict[str, Any]) -> None:
             end="  ",
         )
     print(f"val top-1 {100 * val['top1']:.2f} %" if val is not None else "not validated")
+    steps, planned = record["steps"], record.get("planned_steps") or 0
+    if steps < planned:
+        print(
+            f"warning: stopped early, after step {steps:,} of {planned:,}; the learning-rate schedule was not finished",
+            file=sys.stderr,
+        )
     rate = speed["train_images_per_second"]
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,18 +27,30 @@ class Normalize:
     Args:
         mean, std: per channel, of pixels scaled to 0-1.
         device: of the images.
+        upsample: height and width that images are enlarged to first (bicubic, clipped to the range of pixels).
 
     >>> Normalize((0.5,), (0.25,))(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)).flatten()
     tensor([-2.0000, -1.2000,  2.0000])
     """
 
     def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu"
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device | str = "cpu",
+        upsample: tuple[int, int] | None = None,
     ) -> None:
         m, s = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
         self.scale = (1 / (255 * s)).float().to(device)
         self.shift = (-m / s).float().to(device)
+        self.upsample = upsample
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(b, c, h, w) uint8 to float32, contiguous."""
-        return images.to(torch.float32).mul_(self.scale).add_(self.shift)
+        """(b, c, h, w) uint8 to float32, contiguous, of the same or the upsampled size."""
+        pixels = images.to(torch.float32)
+        if self.upsample is not None:
+            # antialias chooses Pillow's kernel (a = -0.5); enlarging needs no filter.
+            pixels = F.interpolate(pixels.contiguous(), self.upsample, mode="bicubic", antialias=True).clamp_(
+                0, 255
+            )
+        return pixels.mul_(self.scale).add_(self.shift)

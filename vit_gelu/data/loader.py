@@ -33,6 +33,7 @@ class TrainLoader:
         seed: of the run.
         augment: applied to every batch.
         mean, std: per channel, of pixels scaled to 0-1.
+        upsample: height and width that batches are enlarged to, after augmentation; see ``Normalize``.
         num_classes: width of soft targets.
         rank, world: this process among all.
         device: where batches are wanted; images in memory are moved there once.
@@ -59,6 +60,7 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        upsample: tuple[int, int] | None = None,
         num_workers: int = 0,
         repeat_order: bool = False,
     ) -> None:
@@ -73,7 +75,7 @@ class TrainLoader:
         self._n = len(images)
         self._device = device
         self._fetch = build_fetcher(images, device, num_workers)
-        self._normalize = Normalize(mean, std, device)
+        self._normalize = Normalize(mean, std, device, upsample)
         self._mixing = Mixing(num_classes, mixup, cutmix)
 
     def __len__(self) -> int:
@@ -186,6 +188,7 @@ class EvalLoader:
         batch_size: of each rank. (One alone may be exceeded by one, where batches of 1 would leave a rank
             without any.)
         mean, std: per channel, of pixels scaled to 0-1.
+        upsample: height and width that batches are enlarged to, after augmentation; see ``Normalize``.
         rank, world: this process among all.
         device: where batches are wanted; images in memory are moved there once.
         num_workers: processes that decode image files.
@@ -204,6 +207,7 @@ class EvalLoader:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        upsample: tuple[int, int] | None = None,
         num_workers: int = 0,
     ) -> None:
         if batch_size < 1:
@@ -212,7 +216,7 @@ class EvalLoader:
         self._device = device
         self._batches = eval_batches(len(images), batch_size, rank, world)
         self._fetch = build_fetcher(images, device, num_workers)
-        self._normalize = Normalize(mean, std, device)
+        self._normalize = Normalize(mean, std, device, upsample)
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -27,7 +27,9 @@ class ImageData(L.LightningDataModule):
         mixup: Parameter of mixup's Beta distribution; 0 is off. With cutmix on too, a coin per pair decides.
         cutmix: Parameter of CutMix's Beta distribution; 0 is off.
         image_size: Resize the images to this many pixels, once; default their own size.
+        upsample: Enlarge each batch to this many pixels, after augmentation; the images in memory stay small.
         val_fraction: Share of the training images kept for validation.
+        train_fraction: Share of what is left that is trained on: fixed, stratified, for studies with few labels.
         mean: Normalise with this mean per channel (pixels 0-1); default that of the training pixels.
         std: Normalise with this standard deviation per channel; default that of the training pixels.
         num_workers: Processes that decode image files; images in memory need none.
@@ -44,7 +46,9 @@ class ImageData(L.LightningDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         image_size: int | tuple[int, int] | None = None,
+        upsample: int | tuple[int, int] | None = None,
         val_fraction: float = 0.1,
+        train_fraction: float = 1.0,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         num_workers: int = 0,
@@ -55,8 +59,9 @@ class ImageData(L.LightningDataModule):
         self.root, self.mirror = root, mirror
         self.global_batch_size, self.eval_batch_size = global_batch_size, eval_batch_size
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
-        self.val_fraction, self.num_workers = val_fraction, num_workers
+        self.val_fraction, self.train_fraction, self.num_workers = val_fraction, train_fraction, num_workers
         self._asked_size, self._asked_mean, self._asked_std = image_size, mean, std
+        self.upsample = (upsample, upsample) if isinstance(upsample, int) else upsample and tuple(upsample)
         self._source: Source | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None
@@ -94,8 +99,8 @@ class ImageData(L.LightningDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.source.image_size
+        """Height and width in pixels of what the network sees."""
+        return self.upsample or self.source.image_size
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +157,7 @@ class ImageData(L.LightningDataModule):
             mirror=self.mirror,
             image_size=self._asked_size,
             val_fraction=self.val_fraction,
+            train_fraction=self.train_fraction,
             download=download,
         )
 
@@ -170,12 +176,23 @@ class ImageData(L.LightningDataModule):
 
     def _fit_to_images(self) -> tuple[Policy, tuple[float, ...], tuple[float, ...]]:
         """Policy, mean and std for these images; raises ValueError where an option does not fit them."""
-        policy = build_policy(self.augment, self.image_size, self.in_channels)
+        self._check_upsample()
+        policy = build_policy(self.augment, self.source.image_size, self.in_channels)
         mean = self._per_channel("mean", self._asked_mean, self.source.mean)
         std = self._per_channel("std", self._asked_std, self.source.std)
         if not all(value > 0 for value in std):
             raise ValueError(f"--data.std is {list(std)}: every value must be positive")
         return policy, mean, std
+
+    def _check_upsample(self) -> None:
+        if self.upsample is None:
+            return
+        (height, width), (own_height, own_width) = self.upsample, self.source.image_size
+        if height < own_height or width < own_width or height * own_width != width * own_height:
+            raise ValueError(
+                f"--data.upsample {height} × {width}: must enlarge images of {own_height} × {own_width} and keep their "
+                "proportions; --data.image_size brings them to any size"
+            )
 
     @property
     def _rank(self) -> int:
@@ -217,6 +234,7 @@ class ImageData(L.LightningDataModule):
             device=self._device,
             mixup=self.mixup,
             cutmix=self.cutmix,
+            upsample=self.upsample,
             num_workers=self.num_workers,
             repeat_order=bool(getattr(self.trainer, "overfit_batches", 0)),
         )
@@ -245,6 +263,7 @@ class ImageData(L.LightningDataModule):
             rank=self._rank,
             world=self._world,
             device=self._device,
+            upsample=self.upsample,
             num_workers=self.num_workers,
         )
 
@@ -255,7 +274,14 @@ class ImageData(L.LightningDataModule):
             float32, (n, c, h, w), on the CPU.
         """
         part = self.source.train.take(torch.arange(min(n, self.train_n)))
-        loader = EvalLoader(part, batch_size=512, mean=self.mean, std=self.std, num_workers=self.num_workers)
+        loader = EvalLoader(
+            part,
+            batch_size=512,
+            mean=self.mean,
+            std=self.std,
+            upsample=self.upsample,
+            num_workers=self.num_workers,
+        )
         return torch.cat([batch.images for batch in loader])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -37,6 +37,7 @@ def load_source(
     mirror: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     val_fraction: float = 0.1,
+    train_fraction: float = 1.0,
     split_seed: int = 0,
     download: bool = True,
 ) -> Source:
@@ -54,6 +55,7 @@ def load_source(
         image_size: side, or (height, width), in pixels, that images are resized to and centre cropped;
             None means as they are, and 224 × 224 for image folders.
         val_fraction: share of the train part to split off, in (0, 1).
+        train_fraction: share of what is left of the train part that is kept, in (0, 1]; fixed, stratified.
         split_seed: of that split; not the seed of a run.
         download: False: never download.
 
@@ -71,6 +73,8 @@ def load_source(
             f"--data.val_fraction {val_fraction}: must be above 0 and below 1; "
             "the best checkpoint is chosen on the validation images"
         )
+    if not 0 < train_fraction <= 1:
+        raise ValueError(f"--data.train_fraction {train_fraction}: must be above 0 and at most 1")
     folder = default_root() if root is None else Path(root).expanduser()
     if folder.is_file():
         raise ValueError(
@@ -93,7 +97,7 @@ def load_source(
     if size is not None:
         parts = _resized(parts, size)
     title = str(name) if name in NAMES else path.resolve().name.removesuffix(".npz")
-    return _describe(title, parts, val_fraction, split_seed, path)
+    return _describe(title, parts, val_fraction, train_fraction, split_seed, path)
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -129,7 +133,9 @@ def _resized(parts: Parts, size: tuple[int, int]) -> Parts:
     return Parts(resized(parts.train), val, resized(parts.test), parts.class_names)
 
 
-def _describe(name: str, parts: Parts, val_fraction: float, split_seed: int, base: Path) -> Source:
+def _describe(
+    name: str, parts: Parts, val_fraction: float, train_fraction: float, split_seed: int, base: Path
+) -> Source:
     mean, std = pixel_statistics(_pixels(parts.train))
     train, val = parts.train, parts.val
     if val is None:
@@ -139,6 +145,8 @@ def _describe(name: str, parts: Parts, val_fraction: float, split_seed: int, bas
                 f"--data.name {name}: no class has two train images, so none can be split off for validation"
             )
         train, val = divide(train, kept, aside)
+    if train_fraction < 1:
+        train = train.take(stratified_split(train.labels, train_fraction, split_seed, "train_fraction")[1])
     return Source(
         name=name,
         train=train,

@@ -280,6 +280,11 @@ class ClassificationModule(pl.LightningModule):
             fused=str(self.trainer.precision) != "16-mixed",
             **self.optimizer_kwargs,
         )
+        if not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                f"--trainer.max_epochs {self.trainer.max_epochs}: the learning-rate schedule needs an end: give "
+                "--trainer.max_epochs or --trainer.max_steps; --trainer.max_time may cut the training short"
+            )
         total = int(self.trainer.estimated_stepping_batches)
         data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = data.train_n // data.global_batch_size
@@ -305,6 +310,7 @@ class ClassificationModule(pl.LightningModule):
                 "mean": list(data.mean),
                 "std": list(data.std),
                 "image_size": list(data.image_size),
+                "upsampled_from": list(data.source.image_size) if data.upsample else None,
                 "in_channels": data.in_channels,
                 "fingerprint": data.fingerprint,
                 "global_batch_size": data.global_batch_size,

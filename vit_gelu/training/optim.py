@@ -22,21 +22,29 @@ _TORCH_OPTIMIZERS = {
 }
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, layer_scales: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Split parameters by rule: matrices and kernels decay, everything else does not.
 
     A parameter decays when it has two dimensions or more, unless the model's ``no_weight_decay()`` names it
     (position embeddings, class token) or it carries ``no_weight_decay = True`` (a learnable activation's).
     Frozen parameters are left out.
 
+    Args:
+        module: the network.
+        weight_decay: of what decays.
+        layer_scales: factor on the learning rate per parameter's name; see ``layer_decay.layer_scales``.
+
     Returns:
-        One or two groups with keys ``params``, ``weight_decay`` and ``use_fallback``; the last one tells
-        Muon-like optimizers which parameters are not hidden matrices: vectors, embeddings, and the head, as
-        Jordan et al. (2024, "Muon") prescribe. Others ignore it.
+        Groups with keys ``params``, ``weight_decay``, ``use_fallback`` and ``lr_scale``, those with the full
+        learning rate first. ``use_fallback`` tells Muon-like optimizers which parameters are not hidden matrices:
+        vectors, embeddings, and the head, as Jordan et al. (2024, "Muon") prescribe. Others ignore it.
     """
+    scales = layer_scales or {}
     rule = getattr(module, "no_weight_decay", None)
     listed: set[str] = set(rule()) if callable(rule) else set()
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -44,10 +52,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             parameter.ndim >= 2 and name not in listed and not getattr(parameter, "no_weight_decay", False)
         )
         matrix = decays and not name.startswith("head.")
-        groups.setdefault((decays, matrix), []).append(parameter)
+        groups.setdefault((scales.get(name, 1.0), decays, matrix), []).append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0, "use_fallback": not matrix}
-        for (decays, matrix), params in sorted(groups.items(), reverse=True)
+        {
+            "params": params,
+            "weight_decay": weight_decay if decays else 0.0,
+            "use_fallback": not matrix,
+            "lr_scale": scale,
+        }
+        for (scale, decays, matrix), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
@@ -76,7 +89,14 @@ def resolve_optimizer(name: str) -> Callable[..., Optimizer]:
 
 
 def build_optimizer(
-    module: nn.Module, name: str, *, lr: float, weight_decay: float, fused: bool = True, **kwargs: Any
+    module: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    fused: bool = True,
+    layer_scales: dict[str, float] | None = None,
+    **kwargs: Any,
 ) -> Optimizer:
     """An optimizer over ``parameter_groups(module, weight_decay)``.
 
@@ -86,10 +106,12 @@ def build_optimizer(
         lr: learning rate, > 0.
         weight_decay: of the matrices, >= 0.
         fused: use the optimizer's fused kernel where it has one.
+        layer_scales: factor on the learning rate per parameter's name.
         kwargs: handed to the optimizer (betas, momentum, …).
 
     Raises:
-        ValueError: unknown name, a value out of range, or an option that this optimizer does not have.
+        ValueError: unknown name, a value out of range, an option that this optimizer does not have, or nothing
+            that can be trained.
     """
     if not lr > 0:
         raise ValueError(f"--model.lr {lr}: must be > 0")
@@ -106,7 +128,13 @@ def build_optimizer(
                 + unknown(f"option of {name}", option, valid)
                 + "\nIs it the recipe's, for its own optimizer? Leave it out with --model.optimizer_kwargs null"
             )
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay, layer_scales=layer_scales)
+    if not groups:
+        raise ValueError(
+            "--model.freeze: leaves nothing to train; freeze less, or: vit-gelu evaluate --probe linear"
+        )
+    for group in groups:
+        group["lr"] = lr * group.pop("lr_scale")
     if "weight_decay" not in accepted and not takes_any:
         if weight_decay:
             raise ValueError(f"--model.weight_decay {weight_decay}: {name} has none; set it to 0")

@@ -115,7 +115,7 @@ def train(
             write_json(folder / "record.json", record)
         raise
     seconds, trained = monitor.seconds, time.monotonic()
-    epochs, steps = trainer.current_epoch, trainer.global_step
+    epochs, steps, planned = trainer.current_epoch, trainer.global_step, trainer.estimated_stepping_batches
     image_shape = (data.in_channels, *data.image_size)
     # A run that was killed between its last step and its record comes back without a step to compile.
     if module.compile_network and speed.steps and speed.graphs == 0:
@@ -134,7 +134,13 @@ def train(
         checkpoints.adopt_last(scores["val"].top1, steps, copy=trainer.is_global_zero)
     record |= _describe(module, data, trainer, config, monitor)
     record |= {name: score_dict(score, name) for name, score in scores.items()}
-    record |= {"epochs": epochs, "steps": steps, "seconds": seconds, "speed": summary}
+    record |= {
+        "epochs": epochs,
+        "steps": steps,
+        "planned_steps": int(planned),
+        "seconds": seconds,
+        "speed": summary,
+    }
     if checkpoints is not None:
         known = checkpoints.best_step >= 0
         record["best"] = {"val_top1": checkpoints.best_top1, "step": checkpoints.best_step} if known else None
