@@ -144,6 +144,7 @@ class TrainCLI(LightningCLI):
             raise UsageError(f"--trainer: an option needs a package that is not installed: {error}") from None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        assert isinstance(parser, Parser)
         parser.given = list(args)
         self.config = parser.parse_args(args)
         check_numbers(self.config)

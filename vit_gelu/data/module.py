@@ -61,7 +61,7 @@ class ImageData(L.LightningDataModule):
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.val_fraction, self.train_fraction, self.num_workers = val_fraction, train_fraction, num_workers
         self._asked_size, self._asked_mean, self._asked_std = image_size, mean, std
-        self.upsample = (upsample, upsample) if isinstance(upsample, int) else upsample and tuple(upsample)
+        self.upsample: tuple[int, int] | None = (upsample, upsample) if isinstance(upsample, int) else upsample
         self._source: Source | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None

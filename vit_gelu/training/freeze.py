@@ -38,7 +38,7 @@ def freeze(network: nn.Module, what: str | int | list[str] | None) -> list[str]:
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         if getattr(module, "track_running_stats", False) and own and not any(p.requires_grad for p in own):
-            module.momentum = 0.0
+            module.momentum = 0.0  # type: ignore[assignment]
     return frozen
 
 

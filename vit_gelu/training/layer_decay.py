@@ -1,6 +1,7 @@
 """Layer-wise learning-rate decay: layers near the image learn more slowly than those near the head."""
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def _vit_layers(network: VisionTransformer) -> dict[str, int]:
 def _timm_layers(network: nn.Module) -> dict[str, int]:
     from timm.models import group_parameters
 
-    model = getattr(network, "timm_model", network)
+    model: Any = getattr(network, "timm_model", network)
     if not hasattr(model, "group_matcher"):
         raise ValueError(f"--model.layer_decay: {type(model).__name__} does not say what its layers are")
     return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
