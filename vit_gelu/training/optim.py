@@ -43,7 +43,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         decays = (
             parameter.ndim >= 2 and name not in listed and not getattr(parameter, "no_weight_decay", False)
         )
-        matrix = decays and not name.startswith("head.")
+        matrix = decays and name.split(".")[-2:-1] != ["head"]
         groups.setdefault((decays, matrix), []).append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay if decays else 0.0, "use_fallback": not matrix}
