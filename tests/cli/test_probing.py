@@ -60,9 +60,7 @@ def test_linear(digits_run, by_hand, tmp_path, capsys):
 
 
 def test_judged_by_val_it_is_not_chosen_by_val(digits_run, by_hand, tmp_path, capsys):
-    found = evaluate(
-        capsys, digits_run, "--probe", "linear", "--split", "val", "--out", tmp_path / "e"
-    )
+    found = evaluate(capsys, digits_run, "--probe", "linear", "--split", "val", "--out", tmp_path / "e")
     settings, n = found["settings"], len(by_hand["train"][1])
     assert settings["chosen_by"] == "a tenth of train, held out"
     assert settings["train_n"] + settings["chosen_by_n"] == n
@@ -93,9 +91,7 @@ def test_classes_need_not_be_those_of_the_training(digits_run, by_hand, tmp_path
     file = tmp_path / "parity.npz"
     np.savez(file, **(arrays | parity | {"class_names": np.array(["even", "odd"])}))
     assert "classes" in refusal(capsys, digits_run, "--data.name", file)
-    found = evaluate(
-        capsys, digits_run, "--data.name", file, "--probe", "linear", "--out", tmp_path / "e"
-    )
+    found = evaluate(capsys, digits_run, "--data.name", file, "--probe", "linear", "--out", tmp_path / "e")
     assert found["result"]["top1"] > 0.7
     assert found["dataset"]["same_as_training"] is False
 

@@ -9,7 +9,9 @@ from tests.probes.test_linear import clusters
 from vit_gelu.probes import Features, knn, knn_probe
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (200, 0.5)])
+@pytest.mark.parametrize(
+    ("neighbours", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (200, 0.5)]
+)
 def test_hits_are_scikit_learns(neighbours, temperature, monkeypatch):
     monkeypatch.setattr(knn, "CHUNK", 64)
     train, judges = clusters(200, 1, spread=0.7), clusters(150, 2, spread=0.7)
@@ -19,7 +21,7 @@ def test_hits_are_scikit_learns(neighbours, temperature, monkeypatch):
     expected = oracle.predict(judges.values.numpy()) == judges.labels.numpy()
     found = knn_probe(train, judges, 4, neighbours=neighbours, temperature=temperature)
     assert (found.n, found.correct) == (150, expected.sum())
-    assert 0.3 < found.top1 < 1
+    assert 0.25 < found.top1 < 1
 
 
 def test_a_small_temperature_does_not_overflow():

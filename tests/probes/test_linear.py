@@ -69,8 +69,11 @@ def test_the_probe_is_the_best_of_scikit_learns_on_the_images_that_choose():
 
 
 def test_float32_agrees_with_float64():
-    parts = [[clusters(n, s, dtype=t) for n, s in ((300, 1), (200, 2), (200, 3))] for t in (torch.float32, torch.float64)]  # fmt: skip
-    single, double = (linear_probe(*part, 4) for part in parts)
+    sizes = ((300, 1), (200, 2), (200, 3))
+    single, double = (
+        linear_probe(*(clusters(n, seed, dtype=dtype) for n, seed in sizes), 4)
+        for dtype in (torch.float32, torch.float64)
+    )
     assert single.l2 == double.l2 or abs(single.hits.correct - double.hits.correct) <= 2
     assert single.converged
 
@@ -86,7 +89,9 @@ def test_of_equals_the_stronger_and_the_edge_is_told():
 
 def test_a_feature_that_never_changes():
     train, chooses, judges = (clusters(100, s) for s in (1, 2, 3))
-    parts = [Features(torch.cat([f.values, torch.ones(100, 1)], 1), f.labels) for f in (train, chooses, judges)]
+    parts = [
+        Features(torch.cat([f.values, torch.ones(100, 1)], 1), f.labels) for f in (train, chooses, judges)
+    ]
     assert linear_probe(*parts, 4).hits == linear_probe(train, chooses, judges, 4).hits
 
 

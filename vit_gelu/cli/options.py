@@ -290,8 +290,9 @@ class TrainCLI(LightningCLI):
             return
         config, trainer = self.config, self.trainer
         device = trainer.strategy.root_device
+        what = f"{self.kind} {config.model.name}".strip()
         print(
-            f"{self.kind and self.kind + ' '}{config.model.name}, activation {config.model.activation}, on {config.data.name}, seed "
+            f"{what}, activation {config.model.activation}, on {config.data.name}, seed "
             f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,

@@ -77,7 +77,5 @@ def draw(cli: "TrainCLI") -> None:
 def print_result(record: dict[str, Any]) -> None:
     """The outcome in two lines."""
     val = record["val"]
-    print(
-        f"val loss {val['loss']:.4f} (masked patches of n = {val['n']} images)" if val else "not validated"
-    )
+    print(f"val loss {val['loss']:.4f} (masked patches of n = {val['n']} images)" if val else "not validated")
     print_speed(record)

@@ -79,9 +79,7 @@ def reconstruction_figure(rows: list[tuple[str, "np.ndarray[Any, Any]"]], title:
                      "wspace": 0.06, "hspace": 0.06},
     )  # fmt: skip
     for i, (name, images) in enumerate(rows):
-        axes[i][0].text(
-            -0.08, 0.5, name, transform=axes[i][0].transAxes, ha="right", va="center", fontsize=9
-        )
+        axes[i][0].text(-0.08, 0.5, name, transform=axes[i][0].transAxes, ha="right", va="center", fontsize=9)
         for j, image in enumerate(images):
             axes[i][j].imshow(
                 rearrange(image, "c h w -> h w c"), cmap="gray", vmin=0, vmax=1, interpolation="nearest"

@@ -113,9 +113,7 @@ def carry_out(
         at_end: called in process 0 with the judged network, before the record is written.
     """
     resume = _take(argv, "--resume")
-    argv = (
-        _resume_arguments(argv, resume, command) if resume is not None else expand_configs(argv, command)
-    )
+    argv = _resume_arguments(argv, resume, command) if resume is not None else expand_configs(argv, command)
 
     quieten()
     from vit_gelu.cli.options import COMMANDS
@@ -215,7 +213,9 @@ def _resume_arguments(argv: list[str], folder: str, command: str) -> list[str]:
     masked = "\n  mask_ratio:" in config.read_text(encoding="utf-8", errors="replace")
     if masked != (command == "pretrain"):
         other = "pretrain" if masked else "train"
-        raise UsageError(f"--resume {folder}: is a run of vit-gelu {other}: vit-gelu {other} --resume {folder}")
+        raise UsageError(
+            f"--resume {folder}: is a run of vit-gelu {other}: vit-gelu {other} --resume {folder}"
+        )
     for option in ("--out", "--ckpt_path"):
         if _take(argv, option) is not None:
             raise UsageError(f"{option}: not with --resume, which takes it from the run folder")

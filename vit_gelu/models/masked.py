@@ -81,9 +81,7 @@ def unpatchify(pixels: Tensor, grid: tuple[int, int], patch_size: tuple[int, int
     True
     """
     (rows, columns), (height, width) = grid, patch_size
-    return rearrange(
-        pixels, "b (y x) (c h w) -> b c (y h) (x w)", y=rows, x=columns, h=height, w=width
-    )
+    return rearrange(pixels, "b (y x) (c h w) -> b c (y h) (x w)", y=rows, x=columns, h=height, w=width)
 
 
 def contrast(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +126,9 @@ class MaskedDecoder(nn.Module):
         whole("decoder_num_heads", num_heads)
         must_divide("decoder_num_heads", num_heads, "decoder's width", embed_dim)
         if embed_dim % 4:
-            raise ValueError(f"--model.decoder_embed_dim {embed_dim}: must be a multiple of 4, for its positions")
+            raise ValueError(
+                f"--model.decoder_embed_dim {embed_dim}: must be a multiple of 4, for its positions"
+            )
         self.config = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
         options, embed = encoder.config, encoder.patch_embed
         assert isinstance(embed, PatchEmbed)
@@ -245,7 +245,9 @@ class MaskedAutoencoder(nn.Module):
             mean, deviation = contrast(target)
             predicted = predicted * deviation + mean
         b, n, _ = target.shape
-        hidden = torch.ones(b, n, 1, dtype=torch.bool, device=images.device).scatter(1, visible[..., None], False)
+        hidden = torch.ones(b, n, 1, dtype=torch.bool, device=images.device).scatter(
+            1, visible[..., None], False
+        )
         area = self.patch_size[0] * self.patch_size[1]
         mask = unpatchify(hidden.expand(b, n, area), self.grid_size, self.patch_size)
         drawn = torch.where(hidden, predicted, target)

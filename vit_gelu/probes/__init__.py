@@ -6,8 +6,8 @@ from vit_gelu.probes.knn import knn_probe
 from vit_gelu.probes.linear import LinearProbe, linear_probe
 
 __all__ = [
-    "FewShot",
     "Features",
+    "FewShot",
     "Hits",
     "LinearProbe",
     "fewshot_probe",

@@ -34,7 +34,9 @@ def knn_probe(
         ValueError: more neighbours than training images.
     """
     if not 1 <= neighbours <= len(train):
-        raise ValueError(f"--neighbours {neighbours}: must lie between 1 and {len(train)}, the training images")
+        raise ValueError(
+            f"--neighbours {neighbours}: must lie between 1 and {len(train)}, the training images"
+        )
     references = F.normalize(train.values, dim=1)
     predicted = []
     for chunk in F.normalize(judges.values, dim=1).split(CHUNK):

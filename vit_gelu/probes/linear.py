@@ -135,9 +135,7 @@ def linear_probe(
     for l2 in sorted(grid, reverse=True):
         fit = fit_logistic(train, num_classes, l2, start=fit)
         found = hits(fit.logits(chooses.values).argmax(dim=1), chooses.labels)
-        rows.append(
-            {"l2": l2, "top1": found.top1, "iterations": fit.iterations, "converged": fit.converged}
-        )
+        rows.append({"l2": l2, "top1": found.top1, "iterations": fit.iterations, "converged": fit.converged})
         if best is None or found.correct > best[0]:
             best = found.correct, fit, l2
     assert best is not None

@@ -68,7 +68,12 @@ def check_choice(attention: str, chosen: list[str] | None) -> None:
 
 
 def shapes(
-    net: VisionTransformer, batch: int, precision: str, device: str, compiled: bool, visible: int | None = None
+    net: VisionTransformer,
+    batch: int,
+    precision: str,
+    device: str,
+    compiled: bool,
+    visible: int | None = None,
 ) -> list[Shape]:
     """What attention has to do in training and in evaluation.
 

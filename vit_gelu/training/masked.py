@@ -1,4 +1,4 @@
-"""Masked pre-training: a network learns from images without their labels. The signature is ``--model.*`` of pretrain."""
+"""Masked pre-training: a network learns without labels. Its signature is ``--model.*`` of ``vit-gelu pretrain``."""
 
 import math
 from dataclasses import replace
@@ -219,9 +219,7 @@ class MaskedModule(RunModule):
         )
         self._choose_for_decoder(data)
         if self.compile_network:
-            compile_network(
-                self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs
-            )
+            compile_network(self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
 
     def _choose_for_decoder(self, data: Any) -> None:
         """The decoder's attention follows the network's, where that can compute it; else the rule decides."""
@@ -270,5 +268,9 @@ class MaskedModule(RunModule):
 
     def card(self) -> dict[str, Any]:
         assert self.decoder is not None
-        masked = {"mask_ratio": self.mask_ratio, "norm_pixels": self.norm_pixels, "decoder": self.decoder.config}
+        masked = {
+            "mask_ratio": self.mask_ratio,
+            "norm_pixels": self.norm_pixels,
+            "decoder": self.decoder.config,
+        }
         return super().card() | {"masked": masked}

@@ -28,10 +28,11 @@ class Diverged(RuntimeError):
 
 
 class Monitor(Callback):
-    """Keeps loss and hits (where there are any) on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
+    """Keeps loss and hits on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
 
-    A step only puts its two scalars aside: arithmetic on them would be a dozen kernels a step. The sums are part of
-    the checkpoint, and are added up in the order of the steps, so a resumed run logs the rows of an uninterrupted one.
+    Hits are those of a step that counts ``correct``. A step only puts its two scalars aside: arithmetic on them would
+    be a dozen kernels a step. The sums are part of the checkpoint, and are added up in the order of the steps, so a
+    resumed run logs the rows of an uninterrupted one.
 
     Attributes:
         latest: the last row that was logged, for displays.

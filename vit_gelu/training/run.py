@@ -177,9 +177,7 @@ def _best(module: RunModule, checkpoints: Checkpoints) -> dict[str, Any] | None:
     return figure | {"step": checkpoints.best_step}
 
 
-def _evaluate(
-    trainer: pl.Trainer, module: RunModule, data: Any, split: str
-) -> Score | MaskedScore | None:
+def _evaluate(trainer: pl.Trainer, module: RunModule, data: Any, split: str) -> Score | MaskedScore | None:
     """The score of a split; None where the module is not judged by it, or the user limited it to 0 batches."""
     if split not in module.splits:
         return None
