@@ -17,6 +17,7 @@ ALLOWED = {
     "models": {"randomness", "suggest", "activations"},
     "data": {"randomness", "suggest"},
     "training": {"randomness", "suggest", "activations", "models", "data"},
+    "probes": {"randomness", "suggest"},
     "cli": {
         "randomness",
         "suggest",
@@ -24,6 +25,7 @@ ALLOWED = {
         "models",
         "data",
         "training",
+        "probes",
         "ablation",
         "bench",
         "analysis",

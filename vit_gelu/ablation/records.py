@@ -149,6 +149,8 @@ def read_run(folder: Path) -> Run | LeftOut:
         return LeftOut(folder, f"diverged at step {record.get('diverged_step')}", record, diverged=True)
     if record.get("status") != "finished":
         return LeftOut(folder, f"status is {record.get('status')!r}, not 'finished'", record)
+    if record.get("objective", "classification") != "classification":
+        return LeftOut(folder, f"{record['objective']} pre-training, which has no accuracy", record)
     flaw = find_flaw(record)
     return LeftOut(folder, flaw, record) if flaw else Run(folder, record)
 

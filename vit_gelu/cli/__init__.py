@@ -10,7 +10,8 @@ from vit_gelu.suggest import unknown
 
 COMMANDS = {
     "train": "train a ViT and test it; writes a run folder",
-    "evaluate": "accuracy, per class and confusion, of a run on a data set",
+    "pretrain": "pre-train a ViT on images without their labels, for later training",
+    "evaluate": "accuracy of a run on a data set, or a probe of its features",
     "predict": "the most likely classes of image files",
     "ablate": "train activations with several seeds each, and compare them",
     "report": "compare the activations of finished runs: verdict, figures, tables",

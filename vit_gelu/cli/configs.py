@@ -7,6 +7,8 @@ from vit_gelu.suggest import unknown
 
 DEFAULT_CONFIG = "cifar10"
 PLANS = "ablation"  # folder of the plans of ablations among the recipes
+PRETRAIN = "pretrain"  # folder of the recipes of masked pre-training
+DEFAULT_PRETRAIN = "pretrain/cifar100"
 
 
 def configs_folder() -> Path:
@@ -16,11 +18,19 @@ def configs_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Name (path under ``configs/`` without suffix) -> file, of the recipes of single runs."""
+def shipped_configs(command: str = "train") -> dict[str, Path]:
+    """Name (path under ``configs/`` without suffix) -> file, of the recipes of single runs.
+
+    Args:
+        command: whose recipes: ``train``, or ``pretrain``, whose names start with ``pretrain/``.
+    """
     folder = configs_folder()
-    files = sorted(p for p in folder.rglob("*.yaml") if PLANS not in p.relative_to(folder).parts)
-    return {str(p.relative_to(folder).with_suffix("")): p for p in files}
+    files = {p: p.relative_to(folder) for p in sorted(folder.rglob("*.yaml"))}
+    return {
+        str(place.with_suffix("")): file
+        for file, place in files.items()
+        if PLANS not in place.parts and (PRETRAIN in place.parts) == (command == "pretrain")
+    }
 
 
 def shipped_plans() -> dict[str, Path]:
@@ -28,8 +38,8 @@ def shipped_plans() -> dict[str, Path]:
     return {p.stem: p for p in sorted((configs_folder() / PLANS).glob("*.yaml"))}
 
 
-def find_config(name: str) -> Path:
-    """A file of that path, else the shipped recipe of that name.
+def find_config(name: str, command: str = "train") -> Path:
+    """A file of that path, else the shipped recipe of that name, for a command.
 
     Raises:
         UsageError: neither is there.
@@ -38,10 +48,11 @@ def find_config(name: str) -> Path:
     if path.is_file():
         check_yaml(path)
         return path
-    shipped = shipped_configs()
+    shipped = shipped_configs(command)
     short = name.removeprefix("configs/").removesuffix(".yaml")
-    if short in shipped:
-        return shipped[short]
+    for known in (short, f"{PRETRAIN}/{short}"):
+        if known in shipped:
+            return shipped[known]
     raise UsageError(f"--config {name}: no such file, and " + unknown("recipe", short, shipped))
 
 
@@ -85,8 +96,8 @@ def find_plan(name: str) -> Path:
     raise UsageError(f"{name}: no such file or folder, and " + unknown("plan", short, shipped))
 
 
-def expand_configs(argv: list[str]) -> list[str]:
-    """Arguments with every ``--config`` made a path, the default recipe first where none is given."""
+def expand_configs(argv: list[str], command: str = "train") -> list[str]:
+    """Arguments with every ``--config`` made a path, the command's default recipe first where none is given."""
     expanded: list[str] = []
     given = False
     i = 0
@@ -95,13 +106,14 @@ def expand_configs(argv: list[str]) -> list[str]:
         if argument in ("-c", "--config"):
             if i + 1 == len(argv):
                 raise UsageError(f"{argument}: expects a file or the name of a shipped recipe")
-            expanded += ["--config", str(find_config(argv[i + 1]))]
+            expanded += ["--config", str(find_config(argv[i + 1], command))]
             given, i = True, i + 2
             continue
         if argument.startswith("--config="):
-            expanded += ["--config", str(find_config(argument.split("=", 1)[1]))]
+            expanded += ["--config", str(find_config(argument.split("=", 1)[1], command))]
             given = True
         else:
             expanded.append(argument)
         i += 1
-    return expanded if given else ["--config", str(find_config(DEFAULT_CONFIG)), *expanded]
+    default = DEFAULT_PRETRAIN if command == "pretrain" else DEFAULT_CONFIG
+    return expanded if given else ["--config", str(find_config(default, command)), *expanded]

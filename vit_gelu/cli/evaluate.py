@@ -1,4 +1,4 @@
-"""``vit-gelu evaluate``: accuracy, per class and confusion, of a run on a data set."""
+"""``vit-gelu evaluate``: accuracy, per class and confusion, of a run on a data set; or a probe of its features."""
 
 import json
 import sys
@@ -12,21 +12,29 @@ from vit_gelu.cli.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from vit_gelu.cli.counting import Counts
     from vit_gelu.cli.evaluation_data import Split
+
+PROBES = ("linear", "fewshot", "knn")
 
 HELP = """usage: vit-gelu evaluate RUN [OPTIONS]
 
-Accuracy of a trained network on a data set: in all, per class, and what it takes for what.
+Accuracy of a trained network on a data set: in all, per class, and what it takes for what; or,
+with --probe, how much its frozen features say about the classes of any data set.
 RUN is a run folder or a checkpoint (.ckpt).
 
 what is evaluated:
-  --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder with
-                           the network's classes (default: the data set of the training)
+  --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder, with
+                           the network's classes or a probe (default: the data set of the training)
   --data.root DIR          where data sets are looked for and kept
   --split test|val|train   which part of it (default: test)
   --checkpoint last|best   which weights of a run folder (default: last)
   --resize                 resize images of another size to that of the network
+
+probes (the head is left out; learn from the train images; judged by --split test or val):
+  --probe linear           logistic regression, its regularisation chosen on val, never on test
+  --probe fewshot          least squares from --shots N ... images per class (default: 10), the
+                           ViT paper's; mean and deviation of five draws
+  --probe knn              a vote of the --neighbours N nearest images (default: 20)
 
 how:
   --device auto|cpu|cuda   default: a GPU where there is one
@@ -36,14 +44,16 @@ how:
 
 result:
   --out DIR                folder for per_class.csv, confusion.csv, confusion.png and
-                           evaluation.json (default: evaluation-DATA-SPLIT-CHECKPOINT in the run)
+                           evaluation.json (default: evaluation-DATA-SPLIT-CHECKPOINT in the run);
+                           of a probe, for probe.json (default: ...-PROBE)
   --overwrite              replace an evaluation that is there
-  --json                   print evaluation.json in place of the tables (fractions, not per cent)
+  --json                   print the .json file in place of the tables (fractions, not per cent)
 
 examples:
   vit-gelu evaluate runs/digits-vit_tiny-gelu-seed0
   vit-gelu evaluate runs/cifar10-vit_tiny-gelu-seed0 --checkpoint best --split val
   vit-gelu evaluate last.ckpt --data.name ~/data/cifar10_blurred.npz --out blurred --json
+  vit-gelu evaluate runs/cifar100-masked-vit_tiny-gelu-seed0 --probe linear --data.name cifar10
 """
 
 
@@ -53,13 +63,20 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     options = _parser().parse_args(argv)
+    _check_probe(options)
 
     from rich.console import Console
 
     from vit_gelu.cli.counting import count
     from vit_gelu.cli.device import choose_device
-    from vit_gelu.cli.evaluation_data import load_split, run_config
-    from vit_gelu.cli.evaluation_files import class_rows, refuse_to_overwrite, write_evaluation
+    from vit_gelu.cli.evaluation_data import check_head, load_split, run_config
+    from vit_gelu.cli.evaluation_files import (
+        FILES,
+        PROBE,
+        class_rows,
+        refuse_to_overwrite,
+        write_evaluation,
+    )
     from vit_gelu.cli.evaluation_table import print_classes
     from vit_gelu.training.checkpoint import find_checkpoint, load_network
 
@@ -68,11 +85,16 @@ def main(argv: list[str]) -> int:
     if options.checkpoint and Path(options.run).expanduser().is_file():
         raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {options.run} is a file")
     net, card = load_network(checkpoint)
+    if options.probe is None:
+        check_head(card, options.run)
     config = run_config(checkpoint)
     data_options = config.get("data") or {}
     trained_on = card["data"]
     out = _out(options, checkpoint, trained_on["name"], bool(config))
-    refuse_to_overwrite(out, options.overwrite)
+    if options.probe is None:
+        refuse_to_overwrite(out, options.overwrite, FILES)
+    else:
+        refuse_to_overwrite(out, options.overwrite, (PROBE,), "a probe")
     precision = options.precision or _own_precision(config)
     batch_size = options.batch_size or data_options.get("eval_batch_size") or 512
     split = load_split(
@@ -82,32 +104,56 @@ def main(argv: list[str]) -> int:
         root=options.data_root,
         split=options.split,
         resize=options.resize,
+        same_classes=options.probe is None,
     )
-    if split.note:
+    # A probe is there for other data sets as well; that its own has changed is news.
+    if split.note and (options.probe is None or options.data_name is None):
         print(f"warning: {split.note}", file=sys.stderr)
     names = split.source.class_names
-    started = time.perf_counter()
-    counts = count(
-        net,
-        split.images,
-        num_classes=len(names),
-        mean=tuple(trained_on["mean"]),
-        std=tuple(trained_on["std"]),
-        upsample=tuple(trained_on["image_size"]) if trained_on.get("upsampled_from") else None,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        num_workers=options.num_workers,
-        what=f"{split.source.name} {split.name}",
-    )
-    record = _record(card, checkpoint, split, counts)
-    record |= {
-        "per_class": class_rows(counts.confusion, names),
-        "precision": precision,
+    passes: dict[str, Any] = {
+        "mean": tuple(trained_on["mean"]),
+        "std": tuple(trained_on["std"]),
+        "upsample": tuple(trained_on["image_size"]) if trained_on.get("upsampled_from") else None,
         "batch_size": batch_size,
-        "seconds": time.perf_counter() - started,
-        "env": _environment(device),
+        "device": device,
+        "precision": precision,
+        "num_workers": options.num_workers,
     }
+    started = time.perf_counter()
+
+    def closing() -> dict[str, Any]:
+        seconds = time.perf_counter() - started
+        return {
+            "precision": precision, "batch_size": batch_size, "seconds": seconds, "env": _environment(device)
+        }  # fmt: skip
+
+    if options.probe is not None:
+        from vit_gelu.cli.probing import run_probe
+        from vit_gelu.training.record import write_json
+
+        found = run_probe(
+            options.probe,
+            net,
+            split,
+            shots=options.shots or [10],
+            neighbours=options.neighbours or 20,
+            **passes,
+        )
+        record = _record(card, checkpoint, split) | {"probe": options.probe} | found.record | closing()
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / PROBE, record)
+        if options.json:
+            print(json.dumps(record, indent=1, allow_nan=False))
+            return 0
+        print(_subject(checkpoint, card, split, record))
+        print(*found.lines, sep="\n")
+        print(f"\nfile: {out / PROBE}")
+        return 0
+    counts = count(
+        net, split.images, num_classes=len(names), what=f"{split.source.name} {split.name}", **passes
+    )
+    record = _record(card, checkpoint, split) | counts.score._asdict()
+    record |= {"per_class": class_rows(counts.confusion, names), **closing()}
     score = counts.score
     title = f"{split.source.name}, {split.name} images: top-1 {100 * score.top1:.2f} % (n = {score.n:,})"
     write_evaluation(out, record, counts.confusion, names, title)
@@ -115,10 +161,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(record, indent=1, allow_nan=False))
         return 0
     k = min(5, len(names))
-    print(
-        f"{checkpoint} (step {card['step']}) on {split.source.name}, {split.name}; "
-        f"{precision} on {record['env']['device']}"
-    )
+    print(_subject(checkpoint, card, split, record))
     print(
         f"top-1 {100 * score.top1:.2f} %  top-{k} {100 * score.top5:.2f} %  loss {score.loss:.4f}  "
         f"({score.correct:,} of {score.n:,} images)\n"
@@ -136,6 +179,9 @@ def _parser() -> Arguments:
     parser.add_argument("--split", type=one_of("split", ("test", "val", "train")), default="test")
     parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
     parser.add_argument("--resize", action="store_true")
+    parser.add_argument("--probe", type=one_of("probe", PROBES))
+    parser.add_argument("--shots", type=at_least(1), nargs="+")
+    parser.add_argument("--neighbours", type=at_least(1))
     parser.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
     parser.add_argument("--precision", type=one_of("precision", ("32-true", "bf16-mixed", "16-mixed")))
     parser.add_argument("--batch_size", type=at_least(1))
@@ -146,12 +192,29 @@ def _parser() -> Arguments:
     return parser
 
 
+def _check_probe(options: Any) -> None:
+    """Refuse options that another probe has, or a split that probes learn from."""
+    for option, probe in (("shots", "fewshot"), ("neighbours", "knn")):
+        if getattr(options, option) is not None and options.probe != probe:
+            raise UsageError(f"--{option}: only with --probe {probe}")
+    if options.probe is not None and options.split == "train":
+        raise UsageError("--split train: a probe learns from it; it is judged by test or val")
+
+
+def _subject(checkpoint: Path, card: dict[str, Any], split: "Split", record: dict[str, Any]) -> str:
+    return (
+        f"{checkpoint} (step {card['step']}) on {split.source.name}, {split.name}; "
+        f"{record['precision']} on {record['env']['device']}"
+    )
+
+
 def _out(options: Any, checkpoint: Path, own_name: str, in_run: bool) -> Path:
     if options.out is not None:
         return Path(options.out).expanduser()
     base = checkpoint.parent.parent if in_run else checkpoint.parent
     data = Path(options.data_name or own_name).expanduser().resolve().stem
-    return base / f"evaluation-{data}-{options.split}-{checkpoint.stem}"
+    suffix = f"-{options.probe}" if options.probe else ""
+    return base / f"evaluation-{data}-{options.split}-{checkpoint.stem}{suffix}"
 
 
 def _own_precision(config: dict[str, Any]) -> str:
@@ -160,7 +223,7 @@ def _own_precision(config: dict[str, Any]) -> str:
     return own if own in ("bf16-mixed", "16-mixed") else "32-true"
 
 
-def _record(card: dict[str, Any], checkpoint: Path, split: "Split", counts: "Counts") -> dict[str, Any]:
+def _record(card: dict[str, Any], checkpoint: Path, split: "Split") -> dict[str, Any]:
     from vit_gelu.cli.evaluation_files import SCHEMA
 
     trained_on = card["data"]
@@ -177,7 +240,6 @@ def _record(card: dict[str, Any], checkpoint: Path, split: "Split", counts: "Cou
             "same_as_training": split.source.fingerprint == trained_on["fingerprint"],
             "note": split.note,
         },
-        **counts.score._asdict(),
     }
 
 

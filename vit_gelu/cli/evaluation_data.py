@@ -47,6 +47,7 @@ def load_split(
     root: str | None,
     split: str,
     resize: bool,
+    same_classes: bool = True,
 ) -> Split:
     """Load the data set and check that the network can be asked about it.
 
@@ -57,6 +58,7 @@ def load_split(
         root: ``--data.root``; None means the folder of the training, else the default one.
         split: test, val or train.
         resize: bring images of another size to that of the network.
+        same_classes: the data must have the classes of the training.
 
     Raises:
         UsageError: image size, channels or class names do not fit.
@@ -76,7 +78,7 @@ def load_split(
         image_size=size if sized else None,
         **{name: options[name] for name in ("val_fraction", "train_fraction") if own and name in options},
     )
-    _check_fit(source, name, trained_on)
+    _check_fit(source, name, trained_on, same_classes)
     return Split(source, split, getattr(source, split), _note(source, own, name, trained_on))
 
 
@@ -88,7 +90,20 @@ def _same(name: str, other: str) -> bool:
     )
 
 
-def _check_fit(source: Source, name: str, trained_on: dict[str, Any]) -> None:
+def check_head(card: dict[str, Any], run: Any) -> None:
+    """Refuse a network without a head, where classes are asked for.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not card["network"].get("num_classes", 1):
+        raise UsageError(
+            f"{run}: has no head, as it was pre-trained without labels; probe its features: "
+            f"vit-gelu evaluate {run} --probe linear"
+        )
+
+
+def _check_fit(source: Source, name: str, trained_on: dict[str, Any], same_classes: bool) -> None:
     where = f"--data.name {name}"
     if source.channels != trained_on["in_channels"]:
         raise UsageError(
@@ -96,6 +111,17 @@ def _check_fit(source: Source, name: str, trained_on: dict[str, Any]) -> None:
             f"{_colour(trained_on['in_channels'])} images ({trained_on['name']}); nothing is converted silently: "
             f"bring {_colour(trained_on['in_channels'])} images, or train on {_colour(source.channels)} ones"
         )
+    if same_classes:
+        _check_classes(source, where, trained_on)
+    if source.image_size != _taken_size(trained_on):
+        height, width = _taken_size(trained_on)
+        raise UsageError(
+            f"{where}: its images are {source.image_size[0]} × {source.image_size[1]}; the network takes "
+            f"{height} × {width}: add --resize to have them resized"
+        )
+
+
+def _check_classes(source: Source, where: str, trained_on: dict[str, Any]) -> None:
     ours, theirs = source.class_names, trained_on["class_names"]
     for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
         if our != their:
@@ -107,12 +133,6 @@ def _check_fit(source: Source, name: str, trained_on: dict[str, Any]) -> None:
         raise UsageError(
             f"{where}: has {len(ours)} classes; the network was trained on {trained_on['name']}, which has "
             f"{len(theirs)}"
-        )
-    if source.image_size != _taken_size(trained_on):
-        height, width = _taken_size(trained_on)
-        raise UsageError(
-            f"{where}: its images are {source.image_size[0]} × {source.image_size[1]}; the network takes "
-            f"{height} × {width}: add --resize to have them resized"
         )
 
 

@@ -14,6 +14,7 @@ from vit_gelu.training.record import write_json
 
 PER_CLASS, CONFUSION, PICTURE, RECORD = "per_class.csv", "confusion.csv", "confusion.png", "evaluation.json"
 FILES = (PER_CLASS, CONFUSION, PICTURE, RECORD)
+PROBE = "probe.json"
 SCHEMA = 1
 
 
@@ -50,14 +51,16 @@ def class_rows(confusion: Tensor, class_names: Sequence[str]) -> list[dict[str, 
     return rows
 
 
-def refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
-    """Raise a ``UsageError`` where the folder holds an evaluation, or is none."""
+def refuse_to_overwrite(
+    folder: Path, overwrite: bool, files: Sequence[str] = FILES, what: str = "an evaluation"
+) -> None:
+    """Raise a ``UsageError`` where the folder holds one of the files, or is none."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder}: is a file, not a folder")
-    present = [name for name in FILES if (folder / name).exists()]
+    present = [name for name in files if (folder / name).exists()]
     if present and not overwrite:
         raise UsageError(
-            f"--out {folder}: holds an evaluation already ({', '.join(present)}); nothing is overwritten: "
+            f"--out {folder}: holds {what} already ({', '.join(present)}); nothing is overwritten: "
             "choose another --out, or add --overwrite"
         )
 

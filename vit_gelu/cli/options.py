@@ -1,11 +1,11 @@
-"""The options of ``vit-gelu train``: LightningCLI over our module, data and trainer, with short errors."""
+"""The options of ``vit-gelu train`` and ``pretrain``: LightningCLI over our modules, with short errors."""
 
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from jsonargparse import SUPPRESS, Namespace
@@ -21,8 +21,10 @@ from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
 from vit_gelu.suggest import unknown
+from vit_gelu.training.base import RunModule
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
-from vit_gelu.training.logs import MetricsFile
+from vit_gelu.training.logs import COLUMNS, LOSS_COLUMNS, MetricsFile
+from vit_gelu.training.masked import MaskedModule
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
@@ -41,7 +43,7 @@ def check_choices(config: Namespace) -> None:
     for name in config.loggers:
         if name not in LOGGERS:
             raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
-    if config.test_checkpoint not in ("last", "best"):
+    if config.get("test_checkpoint", "last") not in ("last", "best"):
         raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
 
 
@@ -118,10 +120,19 @@ class TrainCLI(LightningCLI):
     """Options, run folder and objects of one training run.
 
     Attributes:
+        command: the sub-command whose options these are.
+        module_class: what it trains.
+        kind: see ``choose_folder``.
+        columns: of ``metrics.csv``.
         folder: the run folder.
         resolved: all options, plain types, as they stand in ``config.yaml``.
         ckpt_path: the checkpoint to go on from, or None.
     """
+
+    command = "train"
+    module_class: type[RunModule] = ClassificationModule
+    kind = ""
+    columns = COLUMNS
 
     folder: Path
     resolved: dict[str, Any]
@@ -129,7 +140,16 @@ class TrainCLI(LightningCLI):
     created = False
 
     @classmethod
-    def parse(cls, argv: list[str]) -> "TrainCLI":
+    def settings(cls) -> dict[str, Any]:
+        """What LightningCLI is to be made with."""
+        usage = f"vit-gelu {cls.command} [OPTIONS]"
+        return _SETTINGS | {
+            "model_class": cls.module_class,
+            "parser_kwargs": {"usage": usage, "description": ""},
+        }
+
+    @classmethod
+    def parse(cls, argv: list[str]) -> Self:
         """Parse the arguments and build module, data and trainer.
 
         Raises:
@@ -137,7 +157,7 @@ class TrainCLI(LightningCLI):
             ValueError: values that do not fit each other.
         """
         try:
-            return cls(**_SETTINGS, args=argv)
+            return cls(**cls.settings(), args=argv)
         except MisconfigurationException as error:
             raise UsageError(f"--trainer: {error}; devices of this machine: vit-gelu doctor") from None
         except ImportError as error:
@@ -158,12 +178,6 @@ class TrainCLI(LightningCLI):
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from, or last."
         )
         parser.add_argument(
-            "--test_checkpoint",
-            type=str,
-            default="last",
-            help="Weights that the test set sees: last or best.",
-        )
-        parser.add_argument(
             "--loggers", type=list[str], default=["csv", "tensorboard"], help="csv, tensorboard, wandb."
         )
         parser.add_argument(
@@ -172,17 +186,27 @@ class TrainCLI(LightningCLI):
             default=5.0,
             help="Longest time between two saves inside an epoch.",
         )
+        self.add_own_arguments(parser)
+        parser.link_arguments("seed_everything", "model.seed")
+
+    def add_own_arguments(self, parser: LightningArgumentParser) -> None:
+        """Options of this command alone."""
+        parser.add_argument(
+            "--test_checkpoint",
+            type=str,
+            default="last",
+            help="Weights that the test set sees: last or best.",
+        )
         parser.add_argument(
             "--arm", type=str, default="", help="Name under which an ablation compares the run."
         )
-        parser.link_arguments("seed_everything", "model.seed")
 
     def before_instantiate_classes(self) -> None:
         config = self.config
         check_choices(config)
         check_accelerator(config.trainer.accelerator)
         self.resolved = plain_options(self.parser, config)
-        self.folder = choose_folder(config, self.resolved)
+        self.folder = choose_folder(config, self.resolved, self.kind)
         self.ckpt_path = self._choose_checkpoint()
 
     def _choose_checkpoint(self) -> Path | None:
@@ -229,7 +253,7 @@ class TrainCLI(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         made: list[Logger] = [
-            MetricsFile(self.folder / "metrics.csv")
+            MetricsFile(self.folder / "metrics.csv", self.columns)
         ]  # always: the record is made beside it
         if "tensorboard" in self.config.loggers:
             made.append(TensorBoardLogger(str(self.folder), name="", version="tensorboard"))
@@ -294,8 +318,9 @@ class TrainCLI(LightningCLI):
             return
         config, trainer = self.config, self.trainer
         device = trainer.strategy.root_device
+        what = f"{self.kind} {config.model.name}".strip()
         print(
-            f"{config.model.name}, activation {config.model.activation}, on {config.data.name}, seed "
+            f"{what}, activation {config.model.activation}, on {config.data.name}, seed "
             f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,
@@ -318,15 +343,27 @@ class TrainCLI(LightningCLI):
             print(f"going on from {self.ckpt_path}", flush=True)
 
 
+class PretrainCLI(TrainCLI):
+    """Options, run folder and objects of one masked pre-training."""
+
+    command = "pretrain"
+    module_class = MaskedModule
+    kind = "masked"
+    columns = LOSS_COLUMNS
+
+    def add_own_arguments(self, parser: LightningArgumentParser) -> None:
+        """None: nothing is tested, and no ablation compares it."""
+
+
+COMMANDS: dict[str, type[TrainCLI]] = {cli.command: cli for cli in (TrainCLI, PretrainCLI)}
+
 _SETTINGS: dict[str, Any] = {
-    "model_class": ClassificationModule,
     "datamodule_class": ImageData,
     "trainer_class": RunTrainer,
     "trainer_defaults": {"num_sanity_val_steps": 0},
     "save_config_callback": None,
     "seed_everything_default": 0,
     "parser_class": Parser,
-    "parser_kwargs": {"usage": "vit-gelu train [OPTIONS]", "description": ""},
     "run": False,
     # A checkpoint must not override the command line.
     "load_from_checkpoint_support": False,
@@ -338,24 +375,25 @@ class _ParserBuilt(Exception):
     """Carries the parser out of LightningCLI, which would go on to parse and instantiate."""
 
 
-class _ParserOnly(TrainCLI):
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+def build_parser(command: str = "train") -> Parser:
+    """The parser of ``vit-gelu train`` or ``pretrain``, for its help and for checking recipes."""
+    cli = COMMANDS[command]
+
+    def hand_out(self: TrainCLI, parser: LightningArgumentParser, args: Any) -> None:
         raise _ParserBuilt(parser)
 
-
-def build_parser() -> Parser:
-    """The parser of ``vit-gelu train``, for its help and for checking recipes."""
+    parser_only = type("ParserOnly", (cli,), {"parse_arguments": hand_out})
     try:
-        _ParserOnly(**_SETTINGS)
+        parser_only(**cli.settings())
     except _ParserBuilt as built:
         return built.args[0]
     raise AssertionError("LightningCLI no longer calls parse_arguments")
 
 
-def full_help(topic: str) -> str:
+def full_help(topic: str, command: str = "train") -> str:
     """Every option of a part: ``model``, ``data``, ``trainer`` or ``all``."""
     # Lightning documents some options in the markup of its web pages.
-    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", build_parser().format_help()).replace("``", "")
+    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", build_parser(command).format_help()).replace("``", "")
     if topic == "all":
         return text
     sections = re.split(r"\n(?=\S)", text)

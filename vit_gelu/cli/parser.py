@@ -53,7 +53,8 @@ class Parser(LightningArgumentParser):
             choices = [name.lstrip("-") for name in self.option_names()]
             close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
-            return f"{self._file_of(key)}unknown option --{key}.{hint} All options: vit-gelu train --help all"
+            command = " ".join((self.usage or "vit-gelu train").split()[:2])
+            return f"{self._file_of(key)}unknown option --{key}.{hint} All options: {command} --help all"
         key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
         if key is not None and value is not None:
             literals = re.findall(r"Literal\[([^\]]*)\]", message)

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from vit_gelu.cli.device import choose_device
+    from vit_gelu.cli.evaluation_data import check_head
     from vit_gelu.cli.image_files import find_images
     from vit_gelu.training.checkpoint import find_checkpoint, load_network
 
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {run} is a file")
     checkpoint = find_checkpoint(run, options.checkpoint or "last")
     net, card = load_network(checkpoint)
+    check_head(card, options.run)
     names = card["data"]["class_names"]
     if options.top_k is not None and options.top_k > len(names):
         raise UsageError(f"--top_k {options.top_k}: the network knows {len(names)} classes")

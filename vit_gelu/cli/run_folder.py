@@ -30,12 +30,13 @@ def free_folder(base: Path) -> Path:
     return base.with_name(f"{base.name}-{max([1, *taken]) + 1}")
 
 
-def choose_folder(config: Any, resolved: dict[str, Any]) -> Path:
+def choose_folder(config: Any, resolved: dict[str, Any], kind: str = "") -> Path:
     """The run folder that the options mean.
 
     Args:
         config: the parsed options.
         resolved: the same as plain types, for finding the run that ``--ckpt_path last`` goes on with.
+        kind: part of the name of a new folder, where it is not a plain training.
 
     Raises:
         UsageError: there is no such run.
@@ -50,7 +51,8 @@ def choose_folder(config: Any, resolved: dict[str, Any]) -> Path:
             return checkpoint.parent.parent
     data, model = Path(config.data.name).stem, config.model.name.replace("/", "-")
     activation = config.model.activation.rsplit(".", 1)[-1]
-    base = Path("runs") / f"{data}-{model}-{activation}-seed{config.seed_everything}"
+    parts = [data, *([kind] if kind else []), model, activation, f"seed{config.seed_everything}"]
+    base = Path("runs") / "-".join(parts)
     return newest_like(base.parent, resolved) if config.ckpt_path == "last" else free_folder(base)
 
 

@@ -2,12 +2,16 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_gelu.cli.configs import DEFAULT_CONFIG, expand_configs
 from vit_gelu.cli.errors import FAILED, UsageError
 from vit_gelu.suggest import unknown
+
+if TYPE_CHECKING:
+    from vit_gelu.cli.options import TrainCLI
 
 TOPICS = ("all", "model", "data", "trainer", "augment")
 
@@ -59,42 +63,69 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    if any(a in ("-h", "--help") for a in argv):
-        place = next(i for i, a in enumerate(argv) if a in ("-h", "--help"))
-        topic = argv[place + 1] if place + 1 < len(argv) else ""
-        if topic and not topic.startswith("-") and topic not in TOPICS:
-            raise UsageError("--help: " + unknown("topic", topic, TOPICS))
-        if topic not in TOPICS:
-            print(HELP.format(default=DEFAULT_CONFIG), end="")
-            return 0
-        if topic == "augment":
-            from vit_gelu.data.policies import describe_policies
-
-            print(describe_policies(), end="")
-            return 0
-        from vit_gelu.cli.options import full_help
-
-        print(full_help(topic), end="")
+    if show_help(argv, "train", HELP.format(default=DEFAULT_CONFIG)):
         return 0
     return run(argv)
 
 
+def show_help(argv: list[str], command: str, page: str) -> bool:
+    """Print the help that was asked for: ``page``, or that of a topic; False where none was.
+
+    Raises:
+        UsageError: no such topic.
+    """
+    place = next((i for i, a in enumerate(argv) if a in ("-h", "--help")), None)
+    if place is None:
+        return False
+    topic = argv[place + 1] if place + 1 < len(argv) else ""
+    if topic and not topic.startswith("-") and topic not in TOPICS:
+        raise UsageError("--help: " + unknown("topic", topic, TOPICS))
+    if topic not in TOPICS:
+        print(page, end="")
+    elif topic == "augment":
+        from vit_gelu.data.policies import describe_policies
+
+        print(describe_policies(), end="")
+    else:
+        from vit_gelu.cli.options import full_help
+
+        print(full_help(topic, command), end="")
+    return True
+
+
 def run(argv: list[str]) -> int:
     """Parse, prepare the run folder, train, print the result."""
+    return carry_out(argv, "train", print_result)
+
+
+def carry_out(
+    argv: list[str],
+    command: str,
+    show: Callable[[dict[str, Any]], None],
+    at_end: Callable[["TrainCLI"], None] | None = None,
+) -> int:
+    """One run of a command that trains; returns its exit status.
+
+    Args:
+        argv: its arguments.
+        command: ``train`` or ``pretrain``.
+        show: prints the outcome.
+        at_end: called in process 0 with the judged network, before the record is written.
+    """
     resume = _take(argv, "--resume")
-    argv = _resume_arguments(argv, resume) if resume is not None else expand_configs(argv)
+    argv = _resume_arguments(argv, resume, command) if resume is not None else expand_configs(argv, command)
 
     quieten()
-    from vit_gelu.cli.options import TrainCLI
+    from vit_gelu.cli.options import COMMANDS
     from vit_gelu.training.checkpoints import Interrupted
     from vit_gelu.training.monitor import Diverged
     from vit_gelu.training.run import train
 
-    cli = TrainCLI.parse(argv)
+    cli = COMMANDS[command].parse(argv)
     finished = cli.prepare_folder()
     if finished is not None:
         print(f"{cli.folder}: finished already; nothing to go on with")
-        print_result(finished)
+        show(finished)
         return 0
     cli.announce()
     try:
@@ -105,21 +136,22 @@ def run(argv: list[str]) -> int:
             cli.folder,
             config=cli.resolved,
             ckpt_path=cli.ckpt_path,
-            test_checkpoint=cli.config.test_checkpoint,
+            test_checkpoint=cli.config.get("test_checkpoint", "last"),
+            at_end=(lambda: at_end(cli)) if at_end is not None else None,
         )
     except Diverged as error:
-        print(f"vit-gelu train: diverged: {error}", file=sys.stderr)
+        print(f"vit-gelu {command}: diverged: {error}", file=sys.stderr)
         print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)
         return FAILED
     except Interrupted as error:
-        print(f"vit-gelu train: {error}; saved. Go on with:", file=sys.stderr)
-        print(f"  vit-gelu train --resume {cli.folder}", file=sys.stderr)
+        print(f"vit-gelu {command}: {error}; saved. Go on with:", file=sys.stderr)
+        print(f"  vit-gelu {command} --resume {cli.folder}", file=sys.stderr)
         return 128 + error.signum
     except Exception:
         cli.discard_folder()
         raise
     if cli.trainer.is_global_zero:
-        print_result(record)
+        show(record)
         print(f"run folder: {cli.folder}")
     return 0
 
@@ -172,12 +204,18 @@ def _take(argv: list[str], option: str) -> str | None:
     return value
 
 
-def _resume_arguments(argv: list[str], folder: str) -> list[str]:
+def _resume_arguments(argv: list[str], folder: str, command: str) -> list[str]:
     config = Path(folder) / "config.yaml"
     if not Path(folder).is_dir():
         raise UsageError(f"--resume {folder}: no such folder")
     if not config.is_file():
         raise UsageError(f"--resume {folder}: holds no config.yaml, so it is not a run folder")
+    masked = "\n  mask_ratio:" in config.read_text(encoding="utf-8", errors="replace")
+    if masked != (command == "pretrain"):
+        other = "pretrain" if masked else "train"
+        raise UsageError(
+            f"--resume {folder}: is a run of vit-gelu {other}: vit-gelu {other} --resume {folder}"
+        )
     for option in ("--out", "--ckpt_path"):
         if _take(argv, option) is not None:
             raise UsageError(f"{option}: not with --resume, which takes it from the run folder")
@@ -198,7 +236,7 @@ def print_result(record: dict[str, Any]) -> None:
     if record["status"] != "finished":
         print(f"status {record['status']} at step {record.get('diverged_step')}")
         return
-    test, val, speed = record["test"], record["val"], record["speed"]
+    test, val = record["test"], record["val"]
     if test is not None:
         print(
             f"test top-1 {100 * test['top1']:.2f} %  top-5 {100 * test['top5']:.2f} %  loss {test['loss']:.4f}  "
@@ -206,12 +244,23 @@ def print_result(record: dict[str, Any]) -> None:
             end="  ",
         )
     print(f"val top-1 {100 * val['top1']:.2f} %" if val is not None else "not validated")
+    say_if_cut_short(record)
+    print_speed(record)
+
+
+def say_if_cut_short(record: dict[str, Any]) -> None:
+    """Warn where a training ended before its schedule did."""
     steps, planned = record["steps"], record.get("planned_steps") or 0
     if steps < planned:
         print(
             f"warning: stopped early, after step {steps:,} of {planned:,}; the learning-rate schedule was not finished",
             file=sys.stderr,
         )
+
+
+def print_speed(record: dict[str, Any]) -> None:
+    """Images per second and duration of a finished run, in a line; nothing where no step was timed."""
+    speed = record["speed"]
     rate = speed["train_images_per_second"]
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]

@@ -72,8 +72,18 @@ def _jax(name: str, module: nn.Linear | nn.Conv2d) -> dict[str, Draw]:
 
 
 _TOKENS: dict[str, dict[str, Draw]] = {
-    "timm": {"pos_embed": truncated_normal(0.02), "cls_token": normal(1e-6), "reg_token": normal(1e-6)},
-    "jax": {"pos_embed": normal(0.02), "cls_token": constant(0.0), "reg_token": normal(1e-6)},
+    "timm": {
+        "pos_embed": truncated_normal(0.02),
+        "cls_token": normal(1e-6),
+        "reg_token": normal(1e-6),
+        "mask_token": normal(0.02),
+    },
+    "jax": {
+        "pos_embed": normal(0.02),
+        "cls_token": constant(0.0),
+        "reg_token": normal(1e-6),
+        "mask_token": normal(0.02),
+    },
 }
 
 

@@ -281,10 +281,11 @@ class VisionTransformer(nn.Module):
         """Images (b, c, h, w) -> tokens after the last block and norm, (b, num_tokens, embed_dim)."""
         return self.norm(self.blocks(self.embed(images)))
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, num_tokens, embed_dim) -> logits (b, num_classes)."""
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (b, num_tokens, embed_dim) -> logits (b, num_classes), or what the head sees, (b, features)."""
         pooled = tokens[:, 0] if self.pooling == "cls" else tokens[:, self.num_prefix_tokens :].mean(dim=1)
-        return self.head(self.pre_logits(self.fc_norm(pooled)))
+        features = self.pre_logits(self.fc_norm(pooled))
+        return features if pre_logits else self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))

@@ -9,6 +9,7 @@ from typing import Any
 _PUBLIC = {
     "ClassificationModule": "module",
     "ExactScore": "metrics",
+    "MaskedModule": "masked",
     "Score": "metrics",
     "find_checkpoint": "checkpoint",
     "load_network": "checkpoint",

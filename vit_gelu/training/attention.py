@@ -67,7 +67,14 @@ def check_choice(attention: str, chosen: list[str] | None) -> None:
         )
 
 
-def shapes(net: VisionTransformer, batch: int, precision: str, device: str, compiled: bool) -> list[Shape]:
+def shapes(
+    net: VisionTransformer,
+    batch: int,
+    precision: str,
+    device: str,
+    compiled: bool,
+    visible: int | None = None,
+) -> list[Shape]:
     """What attention has to do in training and in evaluation.
 
     Args:
@@ -76,10 +83,12 @@ def shapes(net: VisionTransformer, batch: int, precision: str, device: str, comp
         precision: Lightning's name of it.
         device: its type.
         compiled: whether the training is; evaluation never is.
+        visible: how many patches the network is shown, where masked pre-training hides the others.
     """
     config = net.config
     patches = net.patch_embed.num_patches
     seen = max(1, round(patches * (1 - config["patch_dropout"])))
+    tokens = [net.num_prefix_tokens + n for n in ((seen, patches) if visible is None else (visible, visible))]
     dtype = PRECISIONS.get(precision, torch.bfloat16)
     common = {
         "batch": batch,
@@ -90,8 +99,8 @@ def shapes(net: VisionTransformer, batch: int, precision: str, device: str, comp
         "device": device,
     }
     dropout = config["attention_dropout"] > 0
-    training = Shape(tokens=net.num_prefix_tokens + seen, dropout=dropout, compiled=compiled, **common)
-    return [training, Shape(tokens=net.num_tokens, training=False, **common)]
+    training = Shape(tokens=tokens[0], dropout=dropout, compiled=compiled, **common)
+    return [training, Shape(tokens=tokens[1], training=False, **common)]
 
 
 def decide(
@@ -130,7 +139,13 @@ def decide(
 
 
 def agree(
-    trainer: Any, net: VisionTransformer, data: Any, chosen: list[str] | None, *, compiled: bool
+    trainer: Any,
+    net: VisionTransformer,
+    data: Any,
+    chosen: list[str] | None,
+    *,
+    compiled: bool,
+    visible: int | None = None,
 ) -> AttentionInUse:
     """Fix a network's kernels before anything is compiled or computed: process 0 decides, all follow.
 
@@ -140,6 +155,7 @@ def agree(
         data: for its batch size.
         chosen: see ``decide``.
         compiled: whether training is.
+        visible: see ``shapes``.
 
     Raises:
         ValueError: in every process; see ``decide``.
@@ -148,7 +164,7 @@ def agree(
     if trainer.is_global_zero:
         device = trainer.strategy.root_device
         batch = math.ceil(data.global_batch_size / trainer.world_size)
-        both = shapes(net, batch, str(trainer.precision), device.type, compiled)
+        both = shapes(net, batch, str(trainer.precision), device.type, compiled, visible)
         try:
             answer = decide(both, device, asked=net.config["attention"], chosen=chosen)
         except ValueError as error:

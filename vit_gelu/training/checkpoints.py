@@ -1,5 +1,6 @@
 """Saving: ``last.ckpt`` to go on from, ``best.ckpt`` by validation; and stopping on a signal without losing a step."""
 
+import math
 import os
 import shutil
 import signal
@@ -62,13 +63,16 @@ class Checkpoints(Checkpoint):
         folder: where the files go.
         minutes: longest time between two saves inside an epoch.
         monitor: what knows whether the losses were finite.
+
+    Attributes:
+        best_merit, best_step: the best validation so far, see ``Score.merit``; step -1 before the first.
     """
 
     def __init__(self, folder: Path, monitor: Monitor, minutes: float = 5.0) -> None:
         self.folder = Path(folder)
         self.minutes = minutes
         self.monitor = monitor
-        self.best_top1 = -1.0
+        self.best_merit = -math.inf
         self.best_step = -1
         self._saved_at = 0.0
         self._stepped = 0
@@ -125,13 +129,13 @@ class Checkpoints(Checkpoint):
         score = pl_module.last_score
         if trainer.state.fn != "fit" or trainer.sanity_checking or score is None:
             return
-        if score.top1 > self.best_top1:
-            self.best_top1, self.best_step = score.top1, trainer.global_step
+        if score.merit > self.best_merit:
+            self.best_merit, self.best_step = score.merit, trainer.global_step
             trainer.save_checkpoint(self.best)
 
-    def adopt_last(self, top1: float, step: int, copy: bool) -> None:
+    def adopt_last(self, merit: float, step: int, copy: bool) -> None:
         """Make ``last.ckpt`` the best as well: for a run that ended before its first validation."""
-        self.best_top1, self.best_step = top1, step
+        self.best_merit, self.best_step = merit, step
         if copy and self.last.exists():
             partial = self.best.with_suffix(".partial")
             shutil.copyfile(self.last, partial)
@@ -158,7 +162,9 @@ class Checkpoints(Checkpoint):
         self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_top1": self.best_top1, "best_step": self.best_step}
+        return {"best_merit": self.best_merit, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_top1, self.best_step = state_dict["best_top1"], state_dict["best_step"]
+        # An earlier version knew accuracies only.
+        merit = state_dict["best_merit"] if "best_merit" in state_dict else state_dict["best_top1"]
+        self.best_merit, self.best_step = merit, state_dict["best_step"]

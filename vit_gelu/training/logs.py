@@ -3,6 +3,7 @@
 import csv
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ COLUMNS = (
     "val_top5",
     "seconds",
 )
+LOSS_COLUMNS = tuple(name for name in COLUMNS if "top" not in name)  # of training without classes
 
 
 class MetricsFile(Logger):
@@ -31,12 +33,13 @@ class MetricsFile(Logger):
 
     Args:
         path: the file; its folder is made when the first row comes.
+        columns: what its first line names; a later row may add more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
         super().__init__()
         self.path = Path(path)
-        self.columns: list[str] = list(COLUMNS)
+        self.columns: list[str] = list(columns)
         self.rows = 0
 
     @property

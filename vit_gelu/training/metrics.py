@@ -18,6 +18,31 @@ class Score(NamedTuple):
     correct: int
     correct5: int
 
+    @property
+    def merit(self) -> float:
+        """What the best checkpoint has most of."""
+        return self.top1
+
+    def figures(self) -> dict[str, float]:
+        """What is logged."""
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
+
+
+class MaskedScore(NamedTuple):
+    """The outcome of one pass of masked pre-training over a split: the mean loss per image."""
+
+    loss: float
+    n: int
+
+    @property
+    def merit(self) -> float:
+        """What the best checkpoint has most of."""
+        return -self.loss
+
+    def figures(self) -> dict[str, float]:
+        """What is logged."""
+        return {"loss": self.loss}
+
 
 class ExactScore(Metric):
     """Top-1 and top-5 accuracy and mean cross-entropy of a split.
@@ -72,3 +97,35 @@ class ExactScore(Metric):
             raise ValueError("no image was evaluated: the split is empty")
         correct, correct5 = int(self.correct), int(self.correct5)
         return Score(correct / n, correct5 / n, float(self.loss_sum) / n, n, correct, correct5)
+
+
+class ExactLoss(Metric):
+    """Mean of a loss over the images of a split: an int64 count and a float64 sum, each summed over processes once."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+
+    count: Tensor
+    loss_sum: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor) -> None:
+        """Add a batch: one loss per image, shape (b,); an empty batch counts nothing."""
+        self.count += losses.numel()
+        self.loss_sum += losses.sum(dtype=torch.float64)
+
+    def compute(self) -> MaskedScore:
+        """The mean over all processes' batches.
+
+        Raises:
+            ValueError: no image was counted.
+        """
+        n = int(self.count)
+        if n == 0:
+            raise ValueError("no image was evaluated: the split is empty")
+        return MaskedScore(float(self.loss_sum) / n, n)

@@ -1,29 +1,22 @@
 """The LightningModule: a network, its loss, its optimizer. Its signature is the command line of ``--model.*``."""
 
-import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
-from vit_gelu.activations import resolve_activation
-from vit_gelu.models import VisionTransformer, build_vit
+from vit_gelu.models import build_vit
 from vit_gelu.models.whitening import whiten_patches
-from vit_gelu.randomness import seed_noise
-from vit_gelu.training.attention import AttentionInUse, agree, check_choice
-from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
+from vit_gelu.training.attention import agree
+from vit_gelu.training.base import RunModule, step_output
 from vit_gelu.training.compilation import check_cuda_graphs, compile_network
-from vit_gelu.training.metrics import ExactScore, Score
-from vit_gelu.training.optim import SCHEDULES, build_optimizer, build_schedule, resolve_optimizer
+from vit_gelu.training.metrics import ExactScore
 
-YOUNGER = {"mlp_memory": "fast"}
 WHITENING_IMAGES = 5000  # 320,000 patches at 32 px: the second moments of 48 pixels are known to a per cent
 
 
-class ClassificationModule(pl.LightningModule):
+class ClassificationModule(RunModule):
     """A Vision Transformer that learns to classify images.
 
     Image size, channels and number of classes come from the data when training starts.
@@ -114,27 +107,11 @@ class ClassificationModule(pl.LightningModule):
         ema_decay: float | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        try:
-            resolve_activation(activation)
-        except ValueError as error:
-            raise ValueError(f"--activation: {error}") from None
-        resolve_optimizer(optimizer)
-        if schedule not in SCHEDULES:
-            raise ValueError(f"--model.schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--model.label_smoothing {label_smoothing}: must lie in [0, 1)")
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"--model.ema_decay {ema_decay}: must lie between 0 and 1")
-        if not warmup_epochs >= 0:
-            raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
         if not 0 <= patch_dropout_until <= 1:
             raise ValueError(f"--model.patch_dropout_until {patch_dropout_until}: must lie between 0 and 1")
-        check_choice(attention, attention_choice)
-        if cuda_graphs and not compile:
-            raise ValueError("--model.cuda_graphs true: needs --model.compile true")
-        self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
-        self.network_options: dict[str, Any] = {
+        network_options: dict[str, Any] = {
             "name": name,
             "activation": activation,
             "activation_kwargs": activation_kwargs or {},
@@ -159,32 +136,25 @@ class ClassificationModule(pl.LightningModule):
             "seed": seed,
         }
         widths = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        self.network_options |= {k: v for k, v in widths.items() if v is not None}
+        network_options |= {k: v for k, v in widths.items() if v is not None}
+        super().__init__(
+            network_options,
+            optimizer=optimizer,
+            optimizer_kwargs=optimizer_kwargs,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_epochs=warmup_epochs,
+            final_lr_fraction=final_lr_fraction,
+            ema_decay=ema_decay,
+            attention_choice=attention_choice,
+            compile=compile,
+            cuda_graphs=cuda_graphs,
+            seed=seed,
+        )
+        self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.whiten_patches = whiten_patches
-        self.attention_choice = attention_choice
-        self.attention_in_use: AttentionInUse | None = None
-        self.compile_network = compile
-        self.cuda_graphs = cuda_graphs
-        self.optimizer = optimizer
-        self.optimizer_kwargs = optimizer_kwargs or {}
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.final_lr_fraction = final_lr_fraction
         self.label_smoothing = label_smoothing
-        self.ema_decay = ema_decay
-        self.seed = seed
-        self.batches_seen = 0
-        self.net: VisionTransformer | None = None
-        self.score: ExactScore | None = None
-        self.last_score: Score | None = None
-
-    @property
-    def network(self) -> VisionTransformer:
-        """The network; there is one once training or evaluation has been set up."""
-        assert self.net is not None, "configure_model has not run"
-        return self.net
 
     def configure_model(self) -> None:
         """Build the network for the data at hand; a second call keeps what is there.
@@ -213,9 +183,7 @@ class ClassificationModule(pl.LightningModule):
             compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
-        seed_noise(self.seed, self.batches_seen, self.global_rank)
-        self.batches_seen += 1
+        super().on_train_batch_start(batch, batch_idx)
         if self.patch_dropout:
             steps = self.patch_dropout_until * self.trainer.estimated_stepping_batches
             self.network.patch_drop.p = self.patch_dropout if self.trainer.global_step < steps else 0.0
@@ -224,9 +192,8 @@ class ClassificationModule(pl.LightningModule):
         """Loss of one batch.
 
         Returns:
-            ``loss`` (scalar, with graph), ``batch_loss`` (the same for logs: of ``loss``, Lightning hands on what
-            is left after division by the accumulated batches) and ``correct`` (int64 scalar: how often the
-            likeliest class is the target, or the larger part of a mixed target).
+            See ``step_output``; ``correct`` is an int64 scalar: how often the likeliest class is the target, or
+            the larger part of a mixed target.
         """
         if self.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
@@ -236,121 +203,16 @@ class ClassificationModule(pl.LightningModule):
         with torch.no_grad():
             labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
             correct = (logits.argmax(dim=1) == labels).sum()
-        return {"loss": loss, "batch_loss": loss.detach(), "correct": correct}
+        return step_output(loss, correct=correct)
 
-    def _evaluation_step(self, batch: Any) -> None:
+    def evaluation_step(self, batch: Any) -> None:
         # .forward, not __call__: evaluation runs eagerly, so odd batch sizes compile nothing.
         logits = self.network.forward(batch.images)
         assert self.score is not None
         self.score.update(logits, batch.targets)
 
-    def _evaluation_end(self, split: str) -> None:
-        assert self.score is not None
-        score = self.score.compute()
-        self.score.reset()
-        expected = getattr(self.trainer.datamodule, f"{split}_n")  # type: ignore[attr-defined]
-        limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
-        whole = isinstance(limit, float) and limit == 1.0  # 1 is one batch, 1.0 all of them
-        if whole and score.n != expected:
-            raise RuntimeError(f"{split} evaluation counted {score.n} images of {expected}")
-        self.last_score = score
-        # Every process holds the summed score already: logging must not reduce it again.
-        values = {f"{split}_loss": score.loss, f"{split}_top1": score.top1, f"{split}_top5": score.top5}
-        self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluation_step(batch)
+        self.evaluation_step(batch)
 
     def on_test_epoch_end(self) -> None:
         self._evaluation_end("test")
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(
-            self.network,
-            self.optimizer,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            # With a gradient scaler, fused kernels unscale by themselves, too late for clipping.
-            fused=str(self.trainer.precision) != "16-mixed",
-            **self.optimizer_kwargs,
-        )
-        if not math.isfinite(self.trainer.estimated_stepping_batches):
-            raise ValueError(
-                f"--trainer.max_epochs {self.trainer.max_epochs}: the learning-rate schedule needs an end: give "
-                "--trainer.max_epochs or --trainer.max_steps; --trainer.max_time may cut the training short"
-            )
-        total = int(self.trainer.estimated_stepping_batches)
-        data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = data.train_n // data.global_batch_size
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        scheduler = build_schedule(
-            optimizer,
-            total_steps=total,
-            warmup_steps=round(self.warmup_epochs * per_epoch),
-            schedule=self.schedule,
-            final_lr_fraction=self.final_lr_fraction,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _card(self) -> dict[str, Any]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return {
-            "schema": CARD_SCHEMA,
-            "network": self.network.config,
-            "data": {
-                "name": data.source.name,
-                "class_names": list(data.class_names),
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "image_size": list(data.image_size),
-                "upsampled_from": list(data.source.image_size) if data.upsample else None,
-                "in_channels": data.in_channels,
-                "fingerprint": data.fingerprint,
-                "global_batch_size": data.global_batch_size,
-            },
-            "seed": self.seed,
-            "epoch": self.trainer.current_epoch,
-            "step": self.trainer.global_step,
-            "batches_seen": self.batches_seen,
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CARD] = self._card()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another model, seed or data.
-
-        Raises:
-            ValueError: names the first thing that differs.
-        """
-        saved, mine = checkpoint.get(CARD), self._card()
-        if saved is None:
-            raise ValueError("--ckpt_path: not a checkpoint of vit_gelu")
-        if saved["seed"] != self.seed:
-            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
-        for part in ("network", "data"):
-            for name, value in mine[part].items():
-                # An option that is younger than the checkpoint had its default.
-                if saved[part].get(name, YOUNGER.get(name)) != value:
-                    raise ValueError(
-                        f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
-                        f"this run {value!r}; a run goes on only as it began"
-                    )
-        self.batches_seen = saved["batches_seen"]
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any | None = None
-    ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Lightning keeps gradients through the next forward pass, whose activations can use their memory.
-        optimizer.zero_grad(set_to_none=True)
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Nothing: the step before left no gradients."""

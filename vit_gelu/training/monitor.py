@@ -30,8 +30,9 @@ class Diverged(RuntimeError):
 class Monitor(Callback):
     """Keeps loss and hits on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
 
-    A step only puts its two scalars aside: arithmetic on them would be a dozen kernels a step. The sums are part of
-    the checkpoint, and are added up in the order of the steps, so a resumed run logs the rows of an uninterrupted one.
+    Hits are those of a step that counts ``correct``. A step only puts its two scalars aside: arithmetic on them would
+    be a dozen kernels a step. The sums are part of the checkpoint, and are added up in the order of the steps, so a
+    resumed run logs the rows of an uninterrupted one.
 
     Attributes:
         latest: the last row that was logged, for displays.
@@ -47,6 +48,7 @@ class Monitor(Callback):
         self.latest: dict[str, float] = {}
         self.started = ""
         self._waiting: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss, correct
+        self._counts_hits = True  # masked pre-training has none
         self._seconds_before = 0.0
         self._began = 0.0
 
@@ -70,7 +72,10 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._waiting.append((self._step, len(batch.targets), outputs["batch_loss"], outputs["correct"]))
+        self._counts_hits = "correct" in outputs
+        loss = outputs["batch_loss"]
+        hits = outputs["correct"] if self._counts_hits else torch.zeros_like(loss)
+        self._waiting.append((self._step, len(batch.targets), loss, hits))
         step = trainer.global_step
         due = step != self.flushed_step and step % trainer.log_every_n_steps == 0
         if due or trainer.is_last_batch:
@@ -105,8 +110,9 @@ class Monitor(Callback):
             "epoch": trainer.current_epoch,
             "lr": self.window_lrs[max(self.window_lrs)],
             "train_loss": loss / images,
-            "train_top1": correct / images,
         }
+        if self._counts_hits:
+            row["train_top1"] = correct / images
         self.window_lrs.clear()
         self.write_row(trainer, row)
 
@@ -132,13 +138,8 @@ class Monitor(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         score = pl_module.last_score
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
-            row = {
-                "epoch": trainer.current_epoch,
-                "val_loss": score.loss,
-                "val_top1": score.top1,
-                "val_top5": score.top5,
-            }
-            self.write_row(trainer, row)
+            figures = {f"val_{name}": value for name, value in score.figures().items()}
+            self.write_row(trainer, {"epoch": trainer.current_epoch, **figures})
 
     def write_row(self, trainer: Any, row: dict[str, float]) -> None:
         """Hand a row to every logger; other callbacks add their columns through ``extend_row``."""

@@ -51,7 +51,7 @@ def parameter_groups(
         decays = (
             parameter.ndim >= 2 and name not in listed and not getattr(parameter, "no_weight_decay", False)
         )
-        matrix = decays and not name.startswith("head.")
+        matrix = decays and name.split(".")[-2:-1] != ["head"]
         groups.setdefault((scales.get(name, 1.0), decays, matrix), []).append(parameter)
     return [
         {

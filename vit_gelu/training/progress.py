@@ -110,9 +110,11 @@ class Display(Callback):
         row = self.monitor.latest
         parts = []
         if "train_loss" in row:
-            parts.append(f"loss {row['train_loss']:.3f}  top-1 {100 * row['train_top1']:.1f} %")
-        if "val_top1" in row:
-            parts.append(f"val loss {row['val_loss']:.3f}  val top-1 {100 * row['val_top1']:.2f} %")
+            top1 = f"  top-1 {100 * row['train_top1']:.1f} %" if "train_top1" in row else ""
+            parts.append(f"loss {row['train_loss']:.3f}{top1}")
+        if "val_loss" in row:
+            top1 = f"  val top-1 {100 * row['val_top1']:.2f} %" if "val_top1" in row else ""
+            parts.append(f"val loss {row['val_loss']:.3f}{top1}")
         rate = self.speed.images_per_second(last=50)
         if rate is not None:
             parts.append(f"{rate:,.0f} images/s")

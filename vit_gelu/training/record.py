@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vit_gelu.training.metrics import Score
+from vit_gelu.training.metrics import MaskedScore, Score
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -120,10 +120,12 @@ def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
     }
 
 
-def score_dict(score: Score | None, split: str) -> dict[str, Any] | None:
+def score_dict(score: Score | MaskedScore | None, split: str) -> dict[str, Any] | None:
     """A score as it stands in the record; shares are fractions 0–1."""
     if score is None:
         return None
+    if isinstance(score, MaskedScore):
+        return score._asdict()
     fields = ("top1", "top5", "loss", "n", "correct") if split == "test" else ("top1", "loss", "n", "correct")
     return {name: getattr(score, name) for name in fields}
 

@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from vit_gelu.training.attention import AttentionNote, with_choice
+from vit_gelu.training.base import RunModule
 from vit_gelu.training.checkpoint import read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.config_hash import config_hash
-from vit_gelu.training.metrics import Score
-from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
 from vit_gelu.training.profiler import NoProfiler
 from vit_gelu.training.progress import Display
@@ -70,7 +70,7 @@ def find(trainer: pl.Trainer, kind: type) -> Any:
 
 
 def train(
-    module: ClassificationModule,
+    module: RunModule,
     data: Any,
     trainer: pl.Trainer,
     folder: Path,
@@ -78,6 +78,7 @@ def train(
     config: dict[str, Any],
     ckpt_path: Path | None = None,
     test_checkpoint: str = "last",
+    at_end: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train, test, record.
 
@@ -88,6 +89,8 @@ def train(
         config: the resolved options, for the hash.
         ckpt_path: checkpoint to go on from.
         test_checkpoint: ``last`` or ``best`` (by validation): what the test set sees, once.
+        at_end: called in process 0 before the record is written, with the network as it was judged: where the
+            record is, what this leaves behind is there too.
 
     Returns:
         The record, status ``finished``.
@@ -103,7 +106,12 @@ def train(
     data.seed = module.seed
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
-    record: dict[str, Any] = {"schema": SCHEMA, "status": "finished", "tested": test_checkpoint}
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "finished",
+        "objective": module.objective,
+        "tested": test_checkpoint if "test" in module.splits else None,
+    }
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except Diverged as error:
@@ -131,7 +139,7 @@ def train(
     scores = {split: _evaluate(trainer, module, data, split) for split in ("val", "test")}
     if checkpoints is not None and checkpoints.best_step < 0 and scores["val"] is not None:
         # Never validated on the way: the only candidate is what came out.
-        checkpoints.adopt_last(scores["val"].top1, steps, copy=trainer.is_global_zero)
+        checkpoints.adopt_last(scores["val"].merit, steps, copy=trainer.is_global_zero)
     record |= _describe(module, data, trainer, config, monitor)
     record |= {name: score_dict(score, name) for name, score in scores.items()}
     record |= {
@@ -142,13 +150,14 @@ def train(
         "speed": summary,
     }
     if checkpoints is not None:
-        known = checkpoints.best_step >= 0
-        record["best"] = {"val_top1": checkpoints.best_top1, "step": checkpoints.best_step} if known else None
+        record["best"] = _best(module, checkpoints)
     record["total_seconds"] = seconds + time.monotonic() - trained
     if trainer.is_global_zero:
+        if at_end is not None:
+            at_end()
         write_json(folder / "record.json", record)
         for logger in trainer.loggers:
-            if scores["test"] is not None:
+            if isinstance(scores["test"], Score):
                 row = {"epoch": epochs, "test_loss": scores["test"].loss, "test_top1": scores["test"].top1}
                 logger.log_metrics(row, step=steps)
             logger.finalize("success")
@@ -165,8 +174,19 @@ def _check_evaluation(trainer: pl.Trainer, checkpoints: Checkpoints | None, test
             )
 
 
-def _evaluate(trainer: pl.Trainer, module: ClassificationModule, data: Any, split: str) -> Score | None:
-    """The score of a split; None where the user limited it to 0 batches."""
+def _best(module: RunModule, checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The best validation of the run, as it stands in the record; None where there was none."""
+    if checkpoints.best_step < 0:
+        return None
+    merit = checkpoints.best_merit
+    figure = {"val_top1": merit} if module.objective == "classification" else {"val_loss": -merit}
+    return figure | {"step": checkpoints.best_step}
+
+
+def _evaluate(trainer: pl.Trainer, module: RunModule, data: Any, split: str) -> Score | MaskedScore | None:
+    """The score of a split; None where the module is not judged by it, or the user limited it to 0 batches."""
+    if split not in module.splits:
+        return None
     if not (trainer.limit_val_batches if split == "val" else trainer.limit_test_batches):
         return None
     module.last_score = None
@@ -188,7 +208,7 @@ def _finite(value: float) -> float | None:
 
 
 def _describe(
-    module: ClassificationModule, data: Any, trainer: pl.Trainer, config: dict[str, Any], monitor: Monitor
+    module: RunModule, data: Any, trainer: pl.Trainer, config: dict[str, Any], monitor: Monitor
 ) -> dict[str, Any]:
     options = module.network_options
     return {

@@ -6,12 +6,14 @@ import subprocess
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
+from vit_gelu.models.attention import Attention
 from vit_gelu.training.compilation import compiled_graphs, graph_breaks
 from vit_gelu.training.memory import peak_memory, restart_peak_memory
 
@@ -34,20 +36,37 @@ def count_flops(
         backward: False counts the forward pass alone.
     """
     parameter = next(net.parameters())
-    gradients = {p: p.grad for p in net.parameters()}
-    attention = net.attention_in_use
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    random_state = torch.get_rng_state()
-    net.use_attention("explicit", "explicit")
     net.patch_drop.p, rate = patch_dropout, net.patch_drop.p
     try:
+        return flops_of(net, lambda: net.forward(image), backward=backward)
+    finally:
+        net.patch_drop.p = rate
+
+
+def flops_of(net: torch.nn.Module, call: Callable[[], torch.Tensor], *, backward: bool = True) -> int:
+    """Floating-point operations of ``call`` with written-out attention, and of its backward pass.
+
+    Args:
+        net: what ``call`` runs through; its kernels of attention, its gradients and the random state are left as
+            they were.
+        call: gives a tensor.
+        backward: count the backward pass from its sum too.
+    """
+    layers = [m for m in net.modules() if isinstance(m, Attention)]
+    kernels = [(m.kernel_training, m.kernel_evaluation) for m in layers]
+    gradients = {p: p.grad for p in net.parameters()}
+    random_state = torch.get_rng_state()
+    for layer in layers:
+        layer.set_kernels("explicit", "explicit")
+    try:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            total = net.forward(image).sum()
+            total = call().sum()
             if backward:
                 total.backward()
     finally:
-        net.use_attention(*attention)
-        net.patch_drop.p = rate
+        for layer, kernel in zip(layers, kernels, strict=True):
+            layer.set_kernels(*kernel)
         torch.set_rng_state(random_state)
         for p, gradient in gradients.items():
             p.grad = gradient
@@ -196,7 +215,7 @@ class SpeedMeter(Callback):
             self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
-            self.patch_dropouts[pl_module.network.patch_drop.p] += 1
+            self.patch_dropouts[pl_module.patches_left_out] += 1
             self.wait_seconds += self._host_start - self._host_end
             self.seen_seconds += host - self._host_end
         self._mark, self._host_end = now, host
@@ -258,10 +277,10 @@ class SpeedMeter(Callback):
         if "train_loss" in row and rate is not None:
             row["images_per_second"] = rate
 
-    def _flops_per_image(self, net: Any, image_shape: tuple[int, int, int]) -> float:
+    def _flops_per_image(self, pl_module: Any, image_shape: tuple[int, int, int]) -> float:
         """Mean over the timed steps, which need not all have seen equally many patches."""
-        rates = self.patch_dropouts or Counter([net.patch_drop.p])
-        total = sum(steps * count_flops(net, image_shape, rate) for rate, steps in rates.items())
+        rates = self.patch_dropouts or Counter([pl_module.patches_left_out])
+        total = sum(steps * pl_module.count_flops(image_shape, rate) for rate, steps in rates.items())
         return total / rates.total()
 
     def summary(
@@ -273,7 +292,7 @@ class SpeedMeter(Callback):
         quantiles = statistics.quantiles(steps, n=20, method="inclusive") if len(steps) >= 2 else None
         median = statistics.median(steps) if steps else None
         device = pl_module.device
-        flops = self._flops_per_image(pl_module.network, image_shape)
+        flops = self._flops_per_image(pl_module, image_shape)
         exclusive = self._exclusivity.check() if self._exclusivity else None
         peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size

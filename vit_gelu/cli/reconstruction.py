@@ -1,0 +1,89 @@
+"""What a masked autoencoder makes of a few validation images, as a picture."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vit_gelu.data.loader import EvalLoader
+from vit_gelu.training.masked import MaskedModule
+
+SHOWN = 8
+GREY = 0.6  # of what is hidden
+
+
+def save_reconstruction(path: Path, module: MaskedModule, data: Any) -> None:
+    """Write the picture as PNG, whole or not at all.
+
+    The images are spread evenly over the validation split, so that they are of several classes even where a data
+    set is sorted by class; their masks are those of the validation.
+
+    Args:
+        path: the file.
+        module: trained.
+        data: ``ImageData`` that it was trained on.
+    """
+    count = min(SHOWN, data.val_n)
+    indices = torch.linspace(0, data.val_n - 1, count).round().to(torch.int64)
+    device = next(module.network.parameters()).device
+    part = data.source.val.take(indices)
+    (batch,) = EvalLoader(part, batch_size=count, mean=data.mean, std=data.std, device=device)
+    visible = module.validation_visible(indices.to(device))
+    training = module.training
+    module.eval()
+    mask, drawn = module.autoencoder.reconstruct(batch.images, visible)
+    module.train(training)
+
+    def pixels(images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        return (images.float().cpu() * std + mean).clamp(0, 1)
+
+    shown = torch.where(mask.cpu(), torch.tensor(GREY), pixels(batch.images))
+    rows = [("original", pixels(batch.images)), ("shown", shown), ("drawn", pixels(drawn))]
+    figure = reconstruction_figure([(name, row.numpy()) for name, row in rows], _title(module))
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+
+
+def _title(module: MaskedModule) -> str:
+    hidden = module.num_patches - module.visible
+    title = f"validation images, {hidden} of {module.num_patches} patches hidden"
+    # Said, since it is more than the network knows.
+    return title + (
+        "; drawn patches have the brightness and contrast of the true ones" if module.norm_pixels else ""
+    )
+
+
+def reconstruction_figure(rows: list[tuple[str, "np.ndarray[Any, Any]"]], title: str) -> Figure:
+    """Rows of images, one under the other.
+
+    Args:
+        rows: name and float images 0-1 of shape (n, c, h, w), equal n.
+        title: above.
+    """
+    count, _, height, width = rows[0][1].shape
+    cell_height = 1.1 * height / width
+    size = (1.1 * count + 0.9, cell_height * len(rows) + 0.5)
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        len(rows), count, squeeze=False,
+        gridspec_kw={"left": 0.8 / size[0], "right": 0.99, "top": 1 - 0.4 / size[1], "bottom": 0.05 / size[1],
+                     "wspace": 0.06, "hspace": 0.06},
+    )  # fmt: skip
+    for i, (name, images) in enumerate(rows):
+        axes[i][0].text(-0.08, 0.5, name, transform=axes[i][0].transAxes, ha="right", va="center", fontsize=9)
+        for j, image in enumerate(images):
+            axes[i][j].imshow(
+                rearrange(image, "c h w -> h w c"), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
+            axes[i][j].set_axis_off()
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left", y=1 - 0.12 / size[1], va="top")
+    return figure

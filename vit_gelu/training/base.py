@@ -1,0 +1,257 @@
+"""What every training of a network has in common: optimizer, schedule, exact evaluation, and the checkpoint's card."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from vit_gelu.activations import resolve_activation
+from vit_gelu.models import VisionTransformer
+from vit_gelu.randomness import seed_noise
+from vit_gelu.training.attention import AttentionInUse, check_choice
+from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
+from vit_gelu.training.layer_decay import layer_scales
+from vit_gelu.training.metrics import MaskedScore, Score
+from vit_gelu.training.optim import SCHEDULES, build_optimizer, build_schedule, resolve_optimizer
+from vit_gelu.training.speed import count_flops
+
+YOUNGER = {"mlp_memory": "fast"}
+
+
+class RunModule(pl.LightningModule):
+    """A network in training; a subclass says what is learned from the images.
+
+    Args:
+        network_options: of the network: ``name``, and options of ``VisionTransformer``.
+        optimizer, optimizer_kwargs, lr, weight_decay, schedule, warmup_epochs, final_lr_fraction, ema_decay,
+            attention_choice, compile, cuda_graphs, seed, warmup_steps, layer_decay: see ``ClassificationModule``.
+
+    Attributes:
+        objective: what the network learns, for the record.
+        splits: what it is judged on at the end of a run.
+        net: the network, once training or evaluation has been set up.
+        last_score: of the last evaluation.
+
+    Raises:
+        ValueError: an option that is wrong whatever the data are.
+    """
+
+    objective = "classification"
+    splits: tuple[str, ...] = ("val", "test")
+    continued = ("network", "data")  # parts of the card that a run must have in common with its checkpoint
+
+    def __init__(
+        self,
+        network_options: dict[str, Any],
+        *,
+        optimizer: str,
+        optimizer_kwargs: dict[str, Any] | None,
+        lr: float,
+        weight_decay: float,
+        schedule: str,
+        warmup_epochs: float,
+        final_lr_fraction: float,
+        ema_decay: float | None,
+        attention_choice: list[str] | None,
+        compile: bool,
+        cuda_graphs: bool,
+        seed: int,
+        warmup_steps: int | None = None,
+        layer_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            resolve_activation(network_options["activation"])
+        except ValueError as error:
+            raise ValueError(f"--activation: {error}") from None
+        resolve_optimizer(optimizer)
+        if schedule not in SCHEDULES:
+            raise ValueError(f"--model.schedule {schedule!r}: must be one of {', '.join(SCHEDULES)}")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"--model.ema_decay {ema_decay}: must lie between 0 and 1")
+        if not warmup_epochs >= 0:
+            raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
+        if warmup_steps is not None and (warmup_steps < 0 or warmup_epochs):
+            raise ValueError(
+                f"--model.warmup_steps {warmup_steps}: must be >= 0, and instead of --model.warmup_epochs {warmup_epochs:g}"
+            )
+        check_choice(network_options["attention"], attention_choice)
+        if cuda_graphs and not compile:
+            raise ValueError("--model.cuda_graphs true: needs --model.compile true")
+        self.network_options = network_options
+        self.attention_choice = attention_choice
+        self.attention_in_use: AttentionInUse | None = None
+        self.compile_network = compile
+        self.cuda_graphs = cuda_graphs
+        self.optimizer = optimizer
+        self.optimizer_kwargs = optimizer_kwargs or {}
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup_epochs, self.warmup_steps = warmup_epochs, warmup_steps
+        self.layer_decay = layer_decay
+        self.final_lr_fraction = final_lr_fraction
+        self.ema_decay = ema_decay
+        self.seed = seed
+        self.batches_seen = 0
+        self.net: VisionTransformer | None = None
+        self.score: Metric | None = None
+        self.last_score: Score | MaskedScore | None = None
+
+    @property
+    def network(self) -> VisionTransformer:
+        """The network; there is one once training or evaluation has been set up."""
+        assert self.net is not None, "configure_model has not run"
+        return self.net
+
+    # -- what a subclass may say differently -------------------------------------------------------------
+
+    @property
+    def learning(self) -> nn.Module:
+        """All that the optimizer changes."""
+        return self.network
+
+    @property
+    def patches_left_out(self) -> float:
+        """Share of the patches that the current training step does not put through the network."""
+        return self.network.patch_drop.p
+
+    def count_flops(self, image_shape: tuple[int, int, int], patches_left_out: float) -> int:
+        """Floating-point operations of one image's training step; see ``speed.count_flops``."""
+        return count_flops(self.network, image_shape, patches_left_out)
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
+        seed_noise(self.seed, self.batches_seen, self.global_rank)
+        self.batches_seen += 1
+
+    def configure_optimizers(self) -> Any:
+        if not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                f"--trainer.max_epochs {self.trainer.max_epochs}: the learning-rate schedule needs an end: give "
+                "--trainer.max_epochs or --trainer.max_steps; --trainer.max_time may cut the training short"
+            )
+        optimizer = build_optimizer(
+            self.learning,
+            self.optimizer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            # With a gradient scaler, fused kernels unscale by themselves, too late for clipping.
+            fused=str(self.trainer.precision) != "16-mixed",
+            layer_scales=layer_scales(self.learning, self.layer_decay),
+            **self.optimizer_kwargs,
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = data.train_n // data.global_batch_size
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        warmup = round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps
+        scheduler = build_schedule(
+            optimizer,
+            total_steps=total,
+            warmup_steps=warmup,
+            schedule=self.schedule,
+            final_lr_fraction=self.final_lr_fraction,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning keeps gradients through the next forward pass, whose activations can use their memory.
+        optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: the step before left no gradients."""
+
+    # -- evaluation ---------------------------------------------------------------------------------------
+
+    def evaluation_step(self, batch: Any) -> None:
+        """Add a batch of images to ``score``."""
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def _evaluation_end(self, split: str) -> None:
+        assert self.score is not None
+        score = self.score.compute()
+        self.score.reset()
+        expected = getattr(self.trainer.datamodule, f"{split}_n")  # type: ignore[attr-defined]
+        limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
+        whole = isinstance(limit, float) and limit == 1.0  # 1 is one batch, 1.0 all of them
+        if whole and score.n != expected:
+            raise RuntimeError(f"{split} evaluation counted {score.n} images of {expected}")
+        self.last_score = score
+        # Every process holds the summed score already: logging must not reduce it again.
+        values = {f"{split}_{name}": value for name, value in score.figures().items()}
+        self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def card(self) -> dict[str, Any]:
+        """What a checkpoint says of itself: plain types."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "schema": CARD_SCHEMA,
+            "network": self.network.config,
+            "data": {
+                "name": data.source.name,
+                "class_names": list(data.class_names),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "image_size": list(data.image_size),
+                "upsampled_from": list(data.source.image_size) if data.upsample else None,
+                "in_channels": data.in_channels,
+                "fingerprint": data.fingerprint,
+                "global_batch_size": data.global_batch_size,
+            },
+            "seed": self.seed,
+            "epoch": self.trainer.current_epoch,
+            "step": self.trainer.global_step,
+            "batches_seen": self.batches_seen,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CARD] = self.card()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of another model, seed or data.
+
+        Raises:
+            ValueError: names the first thing that differs.
+        """
+        saved, mine = checkpoint.get(CARD), self.card()
+        if saved is None:
+            raise ValueError("--ckpt_path: not a checkpoint of vit_gelu")
+        if saved["seed"] != self.seed:
+            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
+        for part in self.continued:
+            if part not in saved:
+                raise ValueError(f"--ckpt_path: a checkpoint of another objective, it has no {part} part")
+            for name, value in mine[part].items():
+                # An option that is younger than the checkpoint had its default.
+                if saved[part].get(name, YOUNGER.get(name)) != value:
+                    raise ValueError(
+                        f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
+                        f"this run {value!r}; a run goes on only as it began"
+                    )
+        self.batches_seen = saved["batches_seen"]
+
+
+def step_output(loss: Tensor, **counts: Tensor) -> dict[str, Tensor]:
+    """What a training step returns: ``loss`` with its graph, and ``batch_loss``, the same for logs.
+
+    Of ``loss``, Lightning hands on what is left after division by the accumulated batches.
+    """
+    return {"loss": loss, "batch_loss": loss.detach(), **counts}
