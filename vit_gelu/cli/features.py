@@ -22,6 +22,7 @@ def extract(
     std: tuple[float, ...],
     batch_size: int,
     device: torch.device,
+    upsample: tuple[int, int] | None = None,
     precision: str = "32-true",
     num_workers: int = 0,
     what: str = "features",
@@ -45,14 +46,21 @@ def extract(
     """
     net = net.to(device).eval()
     loader = EvalLoader(
-        images, batch_size=batch_size, mean=mean, std=std, device=device, num_workers=num_workers
+        images,
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+        device=device,
+        upsample=upsample,
+        num_workers=num_workers,
     )
+    trunk = getattr(net, "timm_model", net)
     long = len(loader) >= BATCHES_WORTH_A_BAR
     values, labels, order, done = [], [], [], 0
     with progress(what, len(images), "images") if long else contextlib.nullcontext(lambda done: None) as show:
         for batch in loader:
             with autocast(device, precision):
-                pooled = net.forward_head(net.forward_features(batch.images), pre_logits=True)
+                pooled = trunk.forward_head(trunk.forward_features(batch.images), pre_logits=True)
             values.append(pooled.float())
             labels.append(batch.targets)
             order.append(batch.indices)
