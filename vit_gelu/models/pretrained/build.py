@@ -209,6 +209,8 @@ def _adapt_stem(
             root = "patch_embed.backbone."
             key = next(k for k in (f"{root}conv.weight", f"{root}stem.conv.weight") if k in state)
         state[key], how = adapt_channels(state[key], channels)
+        if hybrid:  # the sum of standardised kernels is not the standardised sum
+            how += ", and standardised as a whole"
         changes.append(Change("input", f"{own['in_channels']} channels", f"{channels} channels", how))
 
 

@@ -60,6 +60,7 @@ def leave_out(state: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor],
 
 def shapes_of(options: dict[str, Any]) -> dict[str, torch.Size]:
     """Names and shapes of what a ``VisionTransformer`` of these options keeps, without its memory."""
+    options = {**options, "seed": 0}  # none drawn from torch's generator, which is the run's
     try:
         with torch.device("meta"):
             model = VisionTransformer(**options)

@@ -39,7 +39,10 @@ def read_timm_name(source: str) -> Pretrained:
     architecture, _, tag = source.partition(".")
     if not timm.is_model(architecture):
         raise ValueError(_unknown_name(source))
-    config = timm.get_pretrained_cfg(source)
+    try:
+        config = timm.get_pretrained_cfg(source)
+    except RuntimeError:  # an unknown tag
+        config = None
     if config is None or (tag and config.tag != tag):
         raise ValueError(_unknown_tag(source, architecture))
     name = f"{architecture}.{config.tag}" if config.tag else architecture
@@ -124,7 +127,7 @@ def _build(name: str, source: str, arguments: dict[str, Any], config: dict[str, 
     import timm
 
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return timm.create_model(name, pretrained=False, pretrained_cfg=config, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(f"{OPTION} {source}: timm cannot build it: {str(error)[:200]}") from None
