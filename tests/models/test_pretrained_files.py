@@ -112,7 +112,7 @@ def test_dinov2s_own_names(registers, swiglu, tmp_path):
     name = f"vit_{'giant' if swiglu else 'small'}_patch14_{'reg4_' if registers else ''}dinov2"
     arguments = {"embed_dim": 128, "depth": 2, "num_heads": 2, "img_size": 42, "num_classes": 0}
     theirs = scrambled(timm.create_model(name, **arguments))
-    original = dict(theirs.state_dict())
+    original = {key: value.clone() for key, value in theirs.state_dict().items()}
     if registers:
         original["register_tokens"] = original.pop("reg_token")
         original["pos_embed"] = torch.randn(1, 10, 128)
@@ -191,6 +191,15 @@ def test_a_grid_that_is_not_square_needs_its_image_size(tmp_path):
         read_pretrained(str(path), image_size=(64, 80))
     ours, _ = build_pretrained(read_pretrained(str(path), image_size=(32, 80)))
     assert_same_logits(ours, theirs, images((32, 80)))
+
+
+def test_positions_that_may_mean_two_grids_are_not_guessed(tmp_path):
+    """Nine: of 3 x 3 patches, or of 2 x 2 and of one class and four register tokens."""
+    theirs = small_timm("vit_tiny_patch16_224", **{**TINY, "reg_tokens": 4})
+    with pytest.raises(ValueError, match="has 9 position embeddings, both with and without its 5 class"):
+        read_back(theirs.state_dict(), tmp_path / "a.pth")
+    ours, _ = build_pretrained(read_pretrained(str(tmp_path / "a.pth"), image_size=(32, 32)))
+    assert_same_logits(ours, theirs, images((32, 32)))
 
 
 # Refusals

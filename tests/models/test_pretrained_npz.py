@@ -117,7 +117,7 @@ def test_representation_layer(tmp_path):
     path = saved(tmp_path / "L.npz", content)
     pretrained = read_pretrained(str(path))
     ours, changes = build_pretrained(pretrained)
-    features = loaded_by_timm(saved(tmp_path / "features.npz", arrays()), num_classes=0)(images((12, 12)))
+    features = loaded_by_timm(saved(tmp_path / "features.npz", arrays()), num_classes=0)(images((12, 12))).detach()
     hidden = torch.tanh(features @ torch.from_numpy(content["pre_logits/kernel"]) + content["pre_logits/bias"])
     expected = hidden @ torch.from_numpy(content["head/kernel"]) + content["head/bias"]
     torch.testing.assert_close(ours.eval()(images((12, 12))), expected, rtol=1e-5, atol=1e-4)

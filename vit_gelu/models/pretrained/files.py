@@ -53,7 +53,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: truncated, another kind of file, or with arrays of Python objects, which are never loaded.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy, zipfile and zlib have a dozen words for a broken archive
         if "allow_pickle" in str(error):

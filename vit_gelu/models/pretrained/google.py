@@ -64,9 +64,8 @@ def from_npz(
     if surplus:
         more = f", … ({len(surplus)} in all)" if len(surplus) > 5 else ""
         raise ValueError(f"{OPTION} {where}: arrays that our ViT has no use for: {', '.join(surplus[:5])}{more}")
-    options, notes = infer_options(state, "google", where, image_size)
-    options["num_heads"] = heads
-    notes = [n for n in notes if not n.startswith(("num_heads", "activation"))]
+    options, notes = infer_options(state, "google", where, image_size, heads)
+    notes = [note for note in notes if not note.startswith("activation")]
     notes.append("activation gelu (exact), as timm builds it; JAX's own gelu is the tanh form by default")
     return state, options, notes
 

@@ -14,7 +14,11 @@ HEAD_WIDTH = 64
 
 
 def infer_options(
-    state: dict[str, Tensor], layout: str, where: str, image_size: tuple[int, int] | None = None
+    state: dict[str, Tensor],
+    layout: str,
+    where: str,
+    image_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Options of ``VisionTransformer`` for a state dict under timm's names, and what had to be assumed.
 
@@ -24,6 +28,7 @@ def infer_options(
         where: names the checkpoint in messages.
         image_size: that it was trained on; needed only where the position embeddings are not of a square grid,
             or are none.
+        num_heads: where the file says it.
 
     Raises:
         ValueError: parts that the shapes do not explain, or that our ViT has not.
@@ -44,7 +49,7 @@ def infer_options(
     stem, stride, in_channels = _stem(state, where)
     patch = (kernel.shape[2] * stride, kernel.shape[3] * stride)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    grid, no_embed_class = _grid(state, patch, where, image_size)
+    grid, no_embed_class = _grid(state, layout, patch, where, image_size)
     if "pos_embed" not in state and image_size is None:
         notes.append(f"image_size {grid[0] * patch[0]}: assumed, there are no position embeddings to tell")
     class_token = "cls_token" in state
@@ -73,7 +78,7 @@ def infer_options(
     }
     if class_token:
         notes.append(f"pooling {pooling}: assumed from the place of the last norm")
-    options["num_heads"] = _heads(state, dim, depth, where, notes)
+    options["num_heads"] = num_heads or _heads(state, dim, depth, where, notes)
     options |= _mlp(state, layout, where, notes)
     return options, notes
 
@@ -102,7 +107,11 @@ def _stem(state: dict[str, Tensor], where: str) -> tuple[str, int, int]:
 
 
 def _grid(
-    state: dict[str, Tensor], patch: tuple[int, int], where: str, image_size: tuple[int, int] | None
+    state: dict[str, Tensor],
+    layout: str,
+    patch: tuple[int, int],
+    where: str,
+    image_size: tuple[int, int] | None,
 ) -> tuple[tuple[int, int], bool]:
     """Rows and columns of patches, and whether class and register tokens are without a position."""
     given = (image_size[0] // patch[0], image_size[1] // patch[1]) if image_size else None
@@ -110,19 +119,24 @@ def _grid(
         return given or (max(1, 224 // patch[0]), max(1, 224 // patch[1])), False
     tokens = state["pos_embed"].shape[1]
     prefix = ("cls_token" in state) + (state["reg_token"].shape[1] if "reg_token" in state else 0)
-    for embedded in dict.fromkeys((prefix, 0)):
+    # DINOv2 gives its registers no position, and the class token's has been added to it in renaming.
+    with_position = (0,) if layout == "dinov2" and "reg_token" in state else tuple({prefix, 0})
+    fits = []
+    for embedded in with_position:
         patches = tokens - embedded
-        if given and given[0] * given[1] == patches:
-            return given, prefix > 0 and embedded == 0
         side = math.isqrt(max(patches, 0))
-        if side > 0 and side * side == patches and not given:
-            return (side, side), prefix > 0 and embedded == 0
-    hint = (
-        f"images of {image_size[0]}x{image_size[1]} make {given[0]} x {given[1]}"
-        if image_size and given
-        else "neither with nor without its class and register tokens a square grid; "
-        "a timm folder with config.json says which grid it is"
-    )
+        if given and given[0] * given[1] == patches:
+            fits.append((given, embedded < prefix))
+        elif not given and side > 0 and side * side == patches:
+            fits.append(((side, side), embedded < prefix))
+    if len(fits) == 1:
+        return fits[0]
+    if image_size and given:
+        hint = f"images of {image_size[0]}x{image_size[1]} make {given[0]} x {given[1]}"
+    else:
+        both = "both with and" if fits else "neither with nor"
+        hint = f"{both} without its {prefix} class and register tokens a square grid"
+        hint += "; a timm folder with config.json says which grid it is"
     raise ValueError(f"{OPTION} {where}: has {tokens} position embeddings, {hint}")
 
 
