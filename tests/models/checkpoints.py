@@ -42,7 +42,13 @@ def timm_folder(model: nn.Module, architecture: str, arguments: dict[str, Any], 
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": arguments,
-        "pretrained_cfg": {"tag": "test", "mean": MEAN, "std": STD, "custom_load": False, "fixed_input_size": True},
+        "pretrained_cfg": {
+            "tag": "test",
+            "mean": MEAN,
+            "std": STD,
+            "custom_load": False,
+            "fixed_input_size": True,
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -31,8 +31,9 @@ def checkpoint(**options) -> Pretrained:
     options = {**OWN, **options}
     generator = torch.Generator().manual_seed(0)
     state = {
-        name: value if name == "pos_embed" and options.get("position_embedding") == "sincos2d" else value
-        + 0.2 * torch.randn(value.shape, generator=generator)
+        name: value
+        if name == "pos_embed" and options.get("position_embedding") == "sincos2d"
+        else value + 0.2 * torch.randn(value.shape, generator=generator)
         for name, value in VisionTransformer(**options, seed=0).state_dict().items()
     }
     return Pretrained("S", "s", "timm", options, state, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "0" * 64)
@@ -55,7 +56,12 @@ def test_as_it_is():
 def test_head_is_replaced_by_zeros_and_it_is_said():
     model, (change,) = build_pretrained(checkpoint(), num_classes=7)
     assert change == Change("head", "5 classes", "7 classes", "new, zero")
-    assert change.record() == {"part": "head", "before": "5 classes", "after": "7 classes", "how": "new, zero"}
+    assert change.record() == {
+        "part": "head",
+        "before": "5 classes",
+        "after": "7 classes",
+        "how": "new, zero",
+    }
     assert model.head.weight.shape == (7, 24)
     assert not model.head.weight.any()
     assert not model.head.bias.any()
@@ -63,10 +69,14 @@ def test_head_is_replaced_by_zeros_and_it_is_said():
 
 
 def test_head_may_be_drawn_and_is_the_seeds():
-    built = [build_pretrained(checkpoint(), num_classes=7, zero_init_head=False, seed=s)[0] for s in (1, 1, 2)]
+    built = [
+        build_pretrained(checkpoint(), num_classes=7, zero_init_head=False, seed=s)[0] for s in (1, 1, 2)
+    ]
     assert torch.equal(built[0].head.weight, built[1].head.weight)
     assert not torch.equal(built[0].head.weight, built[2].head.weight)
-    assert torch.equal(built[0].head.weight, VisionTransformer(**{**OWN, "num_classes": 7}, seed=1).head.weight)
+    assert torch.equal(
+        built[0].head.weight, VisionTransformer(**{**OWN, "num_classes": 7}, seed=1).head.weight
+    )
 
 
 def test_equal_number_of_classes_keeps_the_head():
@@ -75,7 +85,9 @@ def test_equal_number_of_classes_keeps_the_head():
     assert model.head.weight.any()
 
 
-@pytest.mark.parametrize(("own", "asked", "text"), [(0, 7, "none -> 7 classes, new, zero"), (5, 0, "5 classes -> none, left out")])
+@pytest.mark.parametrize(
+    ("own", "asked", "text"), [(0, 7, "none -> 7 classes, new, zero"), (5, 0, "5 classes -> none, left out")]
+)
 def test_no_head(own, asked, text):
     model, (change,) = build_pretrained(checkpoint(num_classes=own), num_classes=asked)
     assert change.text == f"head: {text}"
@@ -114,11 +126,19 @@ def test_computed_position_embeddings_are_computed_again():
     torch.testing.assert_close(model.pos_embed[0, 1:], sincos2d((4, 6), 24))
 
 
-@pytest.mark.parametrize("options", [{}, {"register_tokens": 3}, {"no_embed_class": True}, {"position_embedding": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"register_tokens": 3}, {"no_embed_class": True}, {"position_embedding": "none"}]
+)
 def test_every_change_at_once(options):
     pretrained = checkpoint(**options)
     model, changes = build_pretrained(
-        pretrained, image_size=(24, 12), patch_size=(3, 4), in_channels=2, num_classes=9, drop_path=0.1, seed=4
+        pretrained,
+        image_size=(24, 12),
+        patch_size=(3, 4),
+        in_channels=2,
+        num_classes=9,
+        drop_path=0.1,
+        seed=4,
     )
     parts = ["head", "patch_embed", "input", "position_embedding"]
     assert [c.part for c in changes] == parts[: 3 if "position_embedding" in options else 4]
@@ -145,12 +165,16 @@ def test_position_embeddings_as_timms(grids, prefix):
 
 
 @pytest.mark.parametrize("name", ["timm", "google", "flexivit"])
-@pytest.mark.parametrize("sizes", [((16, 16), (20, 20)), ((8, 8), (16, 12)), ((8, 6), (5, 7)), ((16, 16), (12, 12))])
+@pytest.mark.parametrize(
+    "sizes", [((16, 16), (20, 20)), ((8, 8), (16, 12)), ((8, 6), (5, 7)), ((16, 16), (12, 12))]
+)
 def test_patch_kernels_as_timms(sizes, name):
     old, new = sizes
     kernel = torch.randn(5, 3, *old, generator=torch.Generator().manual_seed(0))
     resizing = RESIZINGS[name]
-    expected = resample_patch_embed(kernel, list(new), interpolation=resizing.mode, antialias=resizing.antialias)
+    expected = resample_patch_embed(
+        kernel, list(new), interpolation=resizing.mode, antialias=resizing.antialias
+    )
     ours = resize_patch_kernel(kernel, new, resizing)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
@@ -162,7 +186,9 @@ def test_a_grown_kernel_gives_equal_products_with_grown_patches(name):
     kernel = torch.randn(5, 3, 6, 4, generator=generator)
     patches = torch.randn(9, 3, 6, 4, generator=generator)
     resizing = RESIZINGS[name]
-    grown = F.interpolate(patches, size=(9, 10), mode=resizing.mode, antialias=resizing.antialias, align_corners=False)
+    grown = F.interpolate(
+        patches, size=(9, 10), mode=resizing.mode, antialias=resizing.antialias, align_corners=False
+    )
     ours = torch.einsum("nchw,dchw->nd", grown, resize_patch_kernel(kernel, (9, 10), resizing))
     torch.testing.assert_close(ours, torch.einsum("nchw,dchw->nd", patches, kernel), rtol=1e-4, atol=1e-4)
 
@@ -192,10 +218,16 @@ def test_a_shrunk_kernel_is_the_least_squares_one():
         ({"mlp_ratio": 2.0}, "--model.mlp_ratio 2.0: contradicts"),
         ({"mlp_hidden": 10}, "--model.mlp_hidden 10: contradicts .* where it is 96 hidden units"),
         ({"stem": "resnet50"}, "--model.stem resnet50: contradicts"),
-        ({"activation": "relu"}, "--model.activation relu: contradicts .* where it is gelu; .*swapped afterwards"),
+        (
+            {"activation": "relu"},
+            "--model.activation relu: contradicts .* where it is gelu; .*swapped afterwards",
+        ),
         ({"qk_norm": True}, "--model.qk_norm True: contradicts"),
         ({"drop_paht": 0.1}, "--model.drop_paht: no such option. Did you mean --model.drop_path"),
-        ({"image_size": 18}, "--model.image_size 18: not divisible by the patch size 4 of .*; nearest: 16, 20, or"),
+        (
+            {"image_size": 18},
+            "--model.image_size 18: not divisible by the patch size 4 of .*; nearest: 16, 20, or",
+        ),
         ({"image_size": 2}, "nearest: 4"),
         ({"patch_size": 5}, "--model.image_size 16: not divisible by the patch size 5; nearest: 15, 20"),
         ({"image_size": [16, 16, 16]}, "--model.image_size .*must be one whole number, or two"),
@@ -217,7 +249,13 @@ def test_refused(options, match):
         {"embed_dim": 24, "depth": 2, "activation": "gelu", "activation_kwargs": {}},
         {"mlp_ratio": 4.0, "fc_norm": False, "pooling": "cls"},
         {"mlp_hidden": 96, "layer_scale": None, "embed_dim": None},
-        {"dropout": 0.1, "attention_dropout": 0.1, "patch_dropout": 0.5, "attention": "explicit", "mlp_memory": "lean"},
+        {
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+            "patch_dropout": 0.5,
+            "attention": "explicit",
+            "mlp_memory": "lean",
+        },
     ],
 )
 def test_options_that_agree_or_change_no_function(options):

@@ -109,7 +109,7 @@ def test_what_a_repository_lacks(hub):
 def test_a_repository_of_another_library(hub):
     _, folder, asked = hub
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
-    with pytest.raises(ValueError, match="not timm's .of the transformers library, model_type vit"):
+    with pytest.raises(ValueError, match=r"not timm's .of the transformers library, model_type vit"):
         read_pretrained(f"hf-hub:{REPOSITORY}")
     assert not any("model.safetensors" in path for path in asked)  # nothing large was downloaded in vain
 
@@ -146,11 +146,11 @@ def test_what_the_message_tells_to_do_works(hub, closed_port, tmp_path):
 
 
 def test_a_server_that_fails_after_it_was_reached(hub, monkeypatch):
-    def fails(**_):
+    def fails(*_, **__):
         raise ConnectionError("connection reset by peer")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
-    with pytest.raises(ValueError, match="cannot be reached .connection reset by peer") as caught:
+    with pytest.raises(ValueError, match=r"cannot be reached .connection reset by peer") as caught:
         read_pretrained(NAME)
     assert len(str(caught.value).splitlines()) <= 5
 
@@ -162,7 +162,10 @@ def test_a_server_that_fails_after_it_was_reached(hub, monkeypatch):
         ("vit_bose_patch16_224.augreg_in21k", "Did you mean vit_base_patch16_224.augreg_in21k"),
         ("vit_base_patch16_225", "Did you mean vit_base_patch16_224"),
         ("relu", "neither a file, a folder, nor a model that timm knows"),
-        ("vit_base_patch16_224_in21k", "a name that timm has given up; it is vit_base_patch16_224.augreg_in21k now"),
+        (
+            "vit_base_patch16_224_in21k",
+            "a name that timm has given up; it is vit_base_patch16_224.augreg_in21k now",
+        ),
         ("vit_base_patch16_18x2_224", "timm's block_fn|no pretrained weights"),
         ("resnet18.a1_in1k", "no plain Vision Transformer.*--model.name timm/resnet18"),
         ("timm/vit_base", "a repository of the hub is hf-hub:timm/vit_base"),
@@ -179,7 +182,7 @@ def test_words_that_are_not_understood(source, match):
 
 
 def test_folders(tmp_path):
-    with pytest.raises(ValueError, match="neither a folder of timm's .* nor one of our runs"):
+    with pytest.raises(ValueError, match=r"neither a folder of timm's .* nor one of our runs"):
         read_pretrained(str(tmp_path))
     (tmp_path / "model.pth").touch()
     with pytest.raises(ValueError, match=re.escape("give one of its files: model.pth")):
@@ -187,7 +190,7 @@ def test_folders(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"did you mean {tmp_path}/model.pth?")):
         read_pretrained(str(tmp_path / "modle.pth"))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="has a config.json, but none of model.safetensors"):
+    with pytest.raises(ValueError, match=r"has a config.json, but none of model.safetensors"):
         read_pretrained(str(tmp_path))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="cannot be read as JSON"):
@@ -198,5 +201,5 @@ def test_folders(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": {"no_such": 1}})
     )
-    with pytest.raises(ValueError, match="timm cannot build it: .*no_such"):
+    with pytest.raises(ValueError, match=r"timm cannot build it: .*no_such"):
         read_pretrained(str(tmp_path))

@@ -21,7 +21,9 @@ TIMM = {
 }
 
 
-def arrays(style: str = "vit_jax", *, cls: bool = True, positions: int = GRID**2 + 1) -> dict[str, np.ndarray]:
+def arrays(
+    style: str = "vit_jax", *, cls: bool = True, positions: int = GRID**2 + 1
+) -> dict[str, np.ndarray]:
     """Random arrays under the names and in the layouts that flax gives the model's parameters."""
     rng = np.random.default_rng(0)
 
@@ -117,8 +119,12 @@ def test_representation_layer(tmp_path):
     path = saved(tmp_path / "L.npz", content)
     pretrained = read_pretrained(str(path))
     ours, changes = build_pretrained(pretrained)
-    features = loaded_by_timm(saved(tmp_path / "features.npz", arrays()), num_classes=0)(images((12, 12))).detach()
-    hidden = torch.tanh(features @ torch.from_numpy(content["pre_logits/kernel"]) + content["pre_logits/bias"])
+    features = loaded_by_timm(saved(tmp_path / "features.npz", arrays()), num_classes=0)(
+        images((12, 12))
+    ).detach()
+    hidden = torch.tanh(
+        features @ torch.from_numpy(content["pre_logits/kernel"]) + content["pre_logits/bias"]
+    )
     expected = hidden @ torch.from_numpy(content["head/kernel"]) + content["head/bias"]
     torch.testing.assert_close(ours.eval()(images((12, 12))), expected, rtol=1e-5, atol=1e-4)
     assert not changes
@@ -131,7 +137,8 @@ def test_representation_layer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "stage_units", "patch"), [("vit_tiny_r_s16_p8_224", (), 8), ("vit_small_r26_s32_224", (2, 2, 2, 2), 1)]
+    ("name", "stage_units", "patch"),
+    [("vit_tiny_r_s16_p8_224", (), 8), ("vit_small_r26_s32_224", (2, 2, 2, 2), 1)],
 )
 def test_hybrids_against_timms_loader(name, stage_units, patch, tmp_path):
     arguments = {"img_size": 64, "patch_size": patch, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS}
@@ -148,7 +155,9 @@ def test_hybrids_against_timms_loader(name, stage_units, patch, tmp_path):
 
     def norm(theirs: str, key: str) -> dict[str, np.ndarray]:
         n = shapes[f"patch_embed.{key}.weight"][0]
-        return {f"{theirs}/{p}": rng.standard_normal((1, 1, 1, n)).astype(np.float32) for p in ("scale", "bias")}
+        return {
+            f"{theirs}/{p}": rng.standard_normal((1, 1, 1, n)).astype(np.float32) for p in ("scale", "bias")
+        }
 
     content |= norm("gn_root", f"{root}norm")
     for i, units in enumerate(stage_units):
@@ -202,9 +211,15 @@ def test_half_precision_arrays(tmp_path):
         (lambda c: c.pop("Transformer/encoderblock_1/MlpBlock_3/Dense_1/bias"), "has no .*Dense_1/bias"),
         (lambda c: c.update({f"extra{i}": np.zeros(1) for i in range(7)}), r"extra0.*extra4, … \(7 in all\)"),
         (lambda c: c.update({"MAPHead_0/probe": np.zeros(1)}), "pools by attention"),
-        (lambda c: c.update({"conv_root/kernel": np.zeros((7, 7, 3, 64), np.float32)}), "has no gn_root/scale"),
+        (
+            lambda c: c.update({"conv_root/kernel": np.zeros((7, 7, 3, 64), np.float32)}),
+            "has no gn_root/scale",
+        ),
         (lambda c: c.update({"cls": np.array([object()])}), "holds Python objects"),
-        (lambda c: c.update({"embedding/bias": np.zeros(3, np.float32)}), r"of another shape: patch_embed.proj.bias"),
+        (
+            lambda c: c.update({"embedding/bias": np.zeros(3, np.float32)}),
+            r"of another shape: patch_embed.proj.bias",
+        ),
     ],
 )
 def test_bad_files(change, match, tmp_path):

@@ -46,7 +46,11 @@ def test_same_network(options, place, tmp_path):
     net = run_folder(tmp_path / "run", **options)
     source = str(tmp_path / "run" / place)
     pretrained = read_pretrained(source)
-    assert (pretrained.origin, pretrained.mean, pretrained.std) == ("vit_gelu", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (pretrained.origin, pretrained.mean, pretrained.std) == (
+        "vit_gelu",
+        (0.1, 0.2, 0.3),
+        (0.4, 0.5, 0.6),
+    )
     ours, changes = build_pretrained(pretrained)
     assert not changes
     assert ours.config["activation"] == net.config["activation"]
@@ -66,7 +70,9 @@ def refused(change, match, id):
         refused(lambda c: c["vit_gelu"].update(schema=99), "written by a newer vit_gelu", "schema"),
         refused(lambda c: c.pop("vit_gelu"), "is not a checkpoint of vit_gelu", "card"),
         refused(lambda c: c["state_dict"].pop("net.norm.bias"), "1 missing: norm.bias", "missing"),
-        refused(lambda c: c["vit_gelu"].update(network={"name": "timm/resnet18"}), "holds timm/resnet18", "timm"),
+        refused(
+            lambda c: c["vit_gelu"].update(network={"name": "timm/resnet18"}), "holds timm/resnet18", "timm"
+        ),
     ],
 )
 def test_refused(change, match, tmp_path):
@@ -83,7 +89,7 @@ def test_broken_or_empty_folders(tmp_path):
     run_folder(tmp_path / "run")
     file = tmp_path / "run/checkpoints/last.ckpt"
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint .truncated"):
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .truncated"):
         read_pretrained(str(tmp_path / "run"))
     file.rename(file.with_name("best.ckpt"))
     with pytest.raises(ValueError, match=r"a run folder without last.ckpt \(found: best.ckpt\)"):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
@@ -40,7 +41,7 @@ NAMES = {
     "deit3_huge_patch14_224.fb_in22k_ft_in1k": {},
     "flexivit_small.1200ep_in1k": {"no_embed_class": True},
     "vit_base_patch16_siglip_gap_224.webli": {"pooling": "mean", "class_token": False, "fc_norm": False},
-    "vit_so400m_patch14_siglip_gap_378.v2_webli": {"activation": "gelu_tanh"},
+    "vit_base_patch32_siglip_gap_256.v2_webli": {"activation": "gelu_tanh"},
     "vit_medium_patch16_gap_256.sw_in12k_ft_in1k": {"pooling": "mean", "class_token": False},
     "vit_medium_patch16_reg4_gap_256.sbb_in12k_ft_in1k": {"register_tokens": 4},
     "vit_betwixt_patch16_reg1_gap_256.sbb_in1k": {"register_tokens": 1, "pooling": "mean"},
@@ -91,7 +92,9 @@ def test_another_patch_size(name, patch, tmp_path):
     ours, changes = build_pretrained(read_pretrained(str(folder)), patch_size=patch)
     assert [change.part for change in changes] == ["patch_embed", "position_embedding"]
     other = resized_by_timm(
-        name, theirs.state_dict(), timm.create_model(name, num_classes=7, **{**arguments, "patch_size": patch})
+        name,
+        theirs.state_dict(),
+        timm.create_model(name, num_classes=7, **{**arguments, "patch_size": patch}),
     )
     with torch.no_grad():
         a, b = ours.eval()(images((48, 48))), other(images((48, 48)))
@@ -108,7 +111,8 @@ def test_dynamic_image_size_is_the_same_function_at_a_fixed_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("act_layer", "activation"), [("relu", "relu"), ("silu", "silu"), ("gelu_tanh", "gelu_tanh"), ("elu", "elu")]
+    ("act_layer", "activation"),
+    [("relu", "relu"), ("silu", "silu"), ("gelu_tanh", "gelu_tanh"), ("elu", "elu")],
 )
 def test_native_activation_of_a_folder(act_layer, activation, tmp_path):
     arguments = {**NARROW, "img_size": 32, "act_layer": act_layer}
@@ -130,6 +134,55 @@ def test_a_folder_that_timm_itself_wrote(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "key", "reason"),
+    [
+        ("vit_tiny_patch16_224", "pre_logits.fc.weight", "without the representation layer"),
+        ("vit_base_patch16_siglip_gap_224", "attn_pool.latent", "without the attention pooling"),
+        ("vit_small_patch14_dinov2", "mask_token", "masked pre-training"),
+    ],
+)
+def test_what_timm_leaves_out_of_a_file_is_left_out_and_said(name, key, reason, tmp_path):
+    arguments = {**NARROW, "img_size": 56 if "14" in name else 32}
+    theirs = scrambled(timm.create_model(name, num_classes=7, **arguments))
+    folder = timm_folder(theirs, name, arguments, tmp_path)
+    save_file({**theirs.state_dict(), key: torch.ones(3)}, folder / "model.safetensors")
+    pretrained = read_pretrained(str(folder))
+    (note,) = (n for n in pretrained.notes if n.startswith(f"left out: {key}: "))
+    assert reason in note
+    assert_same_logits(build_pretrained(pretrained)[0], theirs, images(pretrained.options["image_size"]))
+
+
+def test_a_file_of_another_size_than_its_configuration(tmp_path):
+    """timm resizes it to the configured size when it loads; here the checkpoint is what the file is."""
+    arguments = {**NARROW, "img_size": 64}
+    theirs = scrambled(timm.create_model("vit_tiny_patch16_224", num_classes=7, **arguments))
+    folder = timm_folder(theirs, "vit_tiny_patch16_224", {**arguments, "img_size": 96}, tmp_path)
+    pretrained = read_pretrained(str(folder))
+    assert pretrained.options["image_size"] == [64, 64]
+    assert "image_size [64, 64]: of the file, other than in its configuration" in pretrained.notes
+    assert_same_logits(build_pretrained(pretrained)[0], theirs, images((64, 64)))
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=7, **{**arguments, "img_size": 96})
+    assert_same_logits(
+        build_pretrained(pretrained, image_size=96)[0],
+        resized_by_timm("vit_tiny", theirs.state_dict(), other),
+        images((96, 96)),
+    )
+
+
+def test_pixels_beyond_the_last_whole_patch(tmp_path):
+    """As in vit_so400m_patch14_siglip_gap_384, where 27 patches of 14 make 378."""
+    arguments = {**NARROW, "img_size": 40}
+    theirs = scrambled(timm.create_model("vit_tiny_patch16_224", num_classes=7, **arguments))
+    pretrained = read_pretrained(str(timm_folder(theirs, "vit_tiny_patch16_224", arguments, tmp_path)))
+    assert pretrained.options["image_size"] == [32, 32]
+    assert any("the whole patches of [40, 40]" in note for note in pretrained.notes)
+    x = images((40, 40))
+    ours, _ = build_pretrained(pretrained)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x[..., :32, :32]), theirs(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("name", "argument"),
     [
         ("deit_tiny_distilled_patch16_224.fb_in1k", "distilled"),
@@ -142,6 +195,7 @@ def test_a_folder_that_timm_itself_wrote(tmp_path):
         ("vit_large_r50_s32_224.augreg_in21k", r"embed_layer .ResNetV2 with stages of \[3, 4, 6, 3\]"),
         ("vit_small_resnet26d_224", "embed_layer"),
         ("vit_intern300m_patch14_448.ogvl_dist", "final_norm=False"),
+        ("vit_base_mci_224.apple_mclip", "embed_layer .ConvStem without a projection"),
         ("resnet18.a1_in1k", "architecture .ResNet, no plain Vision Transformer"),
         ("eva02_tiny_patch14_224.mim_in22k", "architecture .Eva"),
     ],

@@ -27,7 +27,10 @@ def test_native(representation_size, old_names, tmp_path):
     theirs = scrambled(torchvision_vit(representation_size=representation_size))
     state = dict(theirs.state_dict())
     if old_names:  # of torchvision before 0.14
-        state = {k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v for k, v in state.items()}
+        state = {
+            k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v
+            for k, v in state.items()
+        }
     torch.save(state, tmp_path / "vit_b_16.pth")
     pretrained = read_pretrained(str(tmp_path / "vit_b_16.pth"))
     assert (pretrained.origin, pretrained.mean) == ("torchvision", (0.485, 0.456, 0.406))
@@ -50,5 +53,5 @@ def test_interpolated_as_torchvision_does(size, tmp_path):
 def test_a_convolutional_stem_is_refused(tmp_path):
     stem = [ConvStemConfig(8, 3, 2), ConvStemConfig(16, 3, 2), ConvStemConfig(16, 3, 2)]
     torch.save(torchvision_vit(conv_stem_configs=stem).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="has no patch_embed.proj.weight"):
+    with pytest.raises(ValueError, match=r"has no patch_embed.proj.weight"):
         read_pretrained(str(tmp_path / "a.pth"))

@@ -139,7 +139,9 @@ def _agrees(name: str, value: Any, own: dict[str, Any]) -> bool:
     return value == own[name]
 
 
-def _check_sizes(pretrained: Pretrained, image: tuple[int, int], patch: tuple[int, int], *, asked: bool) -> None:
+def _check_sizes(
+    pretrained: Pretrained, image: tuple[int, int], patch: tuple[int, int], *, asked: bool
+) -> None:
     for side, step in zip(image, patch, strict=True):
         if side % step:
             near = [n for n in (side // step * step, (side // step + 1) * step) if n]
@@ -233,7 +235,11 @@ def _adapt_positions(
         how = "computed again (sincos2d)"
     else:
         kept = state["pos_embed"].shape[1] - old[0] * old[1]
-        how = f"resized ({resizing.text})" + (f", {kept} token{'s' * (kept > 1)} before them kept" if kept else "")
+        how = f"resized ({resizing.text})" + (
+            f", {kept} token{'s' * (kept > 1)} before them kept" if kept else ""
+        )
         state["pos_embed"] = resize_position_embedding(state["pos_embed"], old, new, resizing)
-    changes.append(Change("position_embedding", f"{old[0]}x{old[1]} patches", f"{new[0]}x{new[1]} patches", how))
+    changes.append(
+        Change("position_embedding", f"{old[0]}x{old[1]} patches", f"{new[0]}x{new[1]} patches", how)
+    )
     return True

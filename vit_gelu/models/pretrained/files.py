@@ -17,8 +17,8 @@ from vit_gelu.models.pretrained.checkpoint import OPTION
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", ".npz", *PICKLED)
 
-# Where training scripts keep a network's weights in a checkpoint, the averaged ones first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Where training scripts keep a network's weights in a checkpoint, the averaged ones first; encoder is I-JEPA's.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "encoder")
 PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -140,7 +140,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     narrow = sorted({str(v.dtype) for v in state.values() if v.is_floating_point()} - {"torch.float32"})
     if narrow:
-        notes.append(f"weights: {', '.join(d.removeprefix('torch.') for d in narrow)} in the file, float32 here")
+        notes.append(
+            f"weights: {', '.join(d.removeprefix('torch.') for d in narrow)} in the file, float32 here"
+        )
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, notes
 
 

@@ -25,7 +25,9 @@ class _Reader:
 
     def __call__(self, name: str) -> Tensor:
         if name not in self.arrays:
-            raise ValueError(f"{OPTION} {self.where}: has no {name}, so it is no Vision Transformer of Google's")
+            raise ValueError(
+                f"{OPTION} {self.where}: has no {name}, so it is no Vision Transformer of Google's"
+            )
         self.used.add(name)
         return torch.from_numpy(np.ascontiguousarray(self.arrays[name]))
 
@@ -63,7 +65,9 @@ def from_npz(
     surplus = sorted(set(read.arrays) - read.used) + foreign
     if surplus:
         more = f", … ({len(surplus)} in all)" if len(surplus) > 5 else ""
-        raise ValueError(f"{OPTION} {where}: arrays that our ViT has no use for: {', '.join(surplus[:5])}{more}")
+        raise ValueError(
+            f"{OPTION} {where}: arrays that our ViT has no use for: {', '.join(surplus[:5])}{more}"
+        )
     options, notes = infer_options(state, "google", where, image_size, heads)
     notes = [note for note in notes if not note.startswith("activation")]
     notes.append("activation gelu (exact), as timm builds it; JAX's own gelu is the tanh form by default")
@@ -125,7 +129,9 @@ def _blocks(read: _Reader, state: dict[str, Tensor]) -> int:
         mha = f"MultiHeadDotProductAttention_{attention}"
         query = part(f"{mha}/query/kernel")
         if query.ndim != 3:
-            raise ValueError(f"{OPTION} {read.where}: {theirs}/{mha}/query/kernel is not (width, heads, head width)")
+            raise ValueError(
+                f"{OPTION} {read.where}: {theirs}/{mha}/query/kernel is not (width, heads, head width)"
+            )
         heads = query.shape[1]
         ours = f"blocks.{i}."
         kinds = ("query", "key", "value")

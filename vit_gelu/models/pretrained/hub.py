@@ -30,10 +30,10 @@ def fetch(repository: str, names: Sequence[str], source: str) -> Path:
     from huggingface_hub import errors
 
     identifier, _, revision = repository.partition("@")
-    where = {"repo_id": identifier, "revision": revision or None}
+    at = revision or None
     try:
         for name in names:
-            cached = huggingface_hub.try_to_load_from_cache(filename=name, **where)
+            cached = huggingface_hub.try_to_load_from_cache(identifier, name, revision=at)
             if isinstance(cached, str):
                 return Path(cached)
         unreachable = _unreachable()
@@ -41,13 +41,17 @@ def fetch(repository: str, names: Sequence[str], source: str) -> Path:
             raise ValueError(_offline(repository, names, source, unreachable))
         for name in names:
             try:
-                return Path(huggingface_hub.hf_hub_download(filename=name, **where))
-            except errors.LocalEntryNotFoundError as error:  # reached a moment ago, and now it does not answer
+                return Path(huggingface_hub.hf_hub_download(identifier, name, revision=at))
+            except (
+                errors.LocalEntryNotFoundError
+            ) as error:  # reached a moment ago, and now it does not answer
                 raise ValueError(_offline(repository, names, source, _reason(error))) from None
             except errors.EntryNotFoundError:
                 continue
     except errors.HFValidationError:
-        raise ValueError(f"{OPTION} {source}: {identifier!r} is no name of a repository (owner/name)") from None
+        raise ValueError(
+            f"{OPTION} {source}: {identifier!r} is no name of a repository (owner/name)"
+        ) from None
     except errors.GatedRepoError:
         raise ValueError(
             f"{OPTION} {source}: {identifier} is gated: accept its terms on its page, then log in (hf auth login)"

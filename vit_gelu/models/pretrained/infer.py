@@ -103,7 +103,9 @@ def _stem(state: dict[str, Tensor], where: str) -> tuple[str, int, int]:
     for name, known in RESNET_LAYERS.items():
         if layers == known and first is not None:
             return name, 4 * 2 ** max(0, len(layers) - 1), first.shape[1]
-    raise ValueError(f"{OPTION} {where}: its stem, with stages of {layers} blocks, is none of {', '.join(RESNET_LAYERS)}")
+    raise ValueError(
+        f"{OPTION} {where}: its stem, with stages of {layers} blocks, is none of {', '.join(RESNET_LAYERS)}"
+    )
 
 
 def _grid(

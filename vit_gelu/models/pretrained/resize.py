@@ -39,7 +39,7 @@ RESIZINGS = {
     # interpolate_embeddings; torchvision does not resize kernels.
     "torchvision": Resizing("bicubic", antialias=False, align_corners=True),
     "vit_gelu": Resizing("bicubic", antialias=True, align_corners=False),
-    # FlexiViT was trained under this resizing (arXiv:2212.08013, §3.2), and timm keeps it.
+    # FlexiViT was trained under this resizing (arXiv:2212.08013, §3), and timm keeps it.
     "flexivit": Resizing("bilinear", antialias=False, align_corners=False),
 }
 
@@ -73,7 +73,7 @@ def resize_position_embedding(
 
 
 def resize_patch_kernel(kernel: Tensor, new_size: tuple[int, int], resizing: Resizing) -> Tensor:
-    """FlexiViT's PI-resize (Beyer et al. 2022, arXiv:2212.08013, §3.4, Eq. 3-4).
+    """FlexiViT's PI-resize (Beyer et al. 2022, arXiv:2212.08013, §3).
 
     With B the matrix that resizes a patch x, the new kernel is ŵ = (Bᵀ)⁺·w: of all kernels the one whose
     products with resized patches, ⟨B·x, ŵ⟩, come closest to ⟨x, w⟩; they are equal where the patch grows.

@@ -26,7 +26,9 @@ def checkpoint_in(folder: Path) -> Path | None:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder is one of our run folders, with or without a checkpoint in it."""
-    return (folder / "checkpoints").is_dir() or any(folder.glob("*.ckpt")) or (folder / "record.json").is_file()
+    return (
+        (folder / "checkpoints").is_dir() or any(folder.glob("*.ckpt")) or (folder / "record.json").is_file()
+    )
 
 
 def read_run(path: Path, source: str) -> Pretrained:
@@ -42,7 +44,9 @@ def read_run(path: Path, source: str) -> Pretrained:
             f"{OPTION} {path}: a run folder without last.ckpt (found: {', '.join(found) or 'no checkpoint'})"
         )
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{OPTION} {file}: cannot be read as a checkpoint (truncated, or another kind of file)")
+        raise ValueError(
+            f"{OPTION} {file}: cannot be read as a checkpoint (truncated, or another kind of file)"
+        )
     content = read_pickled(file)
     card = content.get(CARD) if isinstance(content, dict) else None
     if not isinstance(card, dict) or "state_dict" not in content:

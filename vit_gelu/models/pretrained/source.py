@@ -94,5 +94,7 @@ def _read_file(path: Path, source: str, image_size: tuple[int, int] | None) -> P
     if channels != 3:
         mean, std = (0.5,) * channels, (0.5,) * channels
     if origin == "timm":
-        notes.append(f"mean and std: {'CLIP' if mean == CLIP[0] else 'ImageNet' if channels == 3 else 0.5}'s, assumed")
+        notes.append(
+            f"mean and std: {'CLIP' if mean == CLIP[0] else 'ImageNet' if channels == 3 else 0.5}'s, assumed"
+        )
     return Pretrained(source, path.stem, origin, options, state, mean, std, sha256_of(path), tuple(notes))

@@ -151,10 +151,14 @@ def _stem(embed: Any, refuse: _Refusal) -> dict[str, Any]:
 
     if getattr(embed, "dynamic_img_pad", False):
         refuse("dynamic_img_pad=True", "images padded to whole patches")
+    if not isinstance(embed.proj, nn.Conv2d):
+        refuse("embed_layer", f"{type(embed.backbone).__name__} without a projection")
     stem, stride, in_channels = "patch", 1, embed.proj.in_channels
     if type(embed) is HybridEmbed:
-        backbone = embed.backbone
-        convolution = backbone.stem.conv if isinstance(backbone, ResNetV2) else getattr(backbone, "conv", None)
+        backbone: Any = embed.backbone
+        convolution = (
+            backbone.stem.conv if isinstance(backbone, ResNetV2) else getattr(backbone, "conv", None)
+        )
         layers = tuple(len(s.blocks) for s in backbone.stages) if isinstance(backbone, ResNetV2) else ()
         names = {known: name for name, known in RESNET_LAYERS.items()}
         if not isinstance(convolution, StdConv2dSame) or layers not in names:

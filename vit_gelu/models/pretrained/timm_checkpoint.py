@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_gelu.models.pretrained.checkpoint import OPTION, Pretrained
 from vit_gelu.models.pretrained.files import read_state, sha256_of
@@ -112,7 +112,12 @@ def _read(config_file: Path, weights: Path, source: str, name: str) -> Pretraine
     architecture, arguments, config = parse_config(config_file, source)
     if not timm.is_model(architecture):
         raise ValueError(f"{OPTION} {source}: {_unknown_name(architecture).removeprefix(f'{OPTION} ')}")
-    fields = {field.name for field in dataclasses.fields(PretrainedCfg)} - {"file", "url", "hf_hub_id", "source"}
+    fields = {field.name for field in dataclasses.fields(PretrainedCfg)} - {
+        "file",
+        "url",
+        "hf_hub_id",
+        "source",
+    }
     known = {key: value for key, value in config.items() if key in fields}
     known["architecture"] = architecture
     for key in ("input_size", "mean", "std"):
@@ -123,7 +128,7 @@ def _read(config_file: Path, weights: Path, source: str, name: str) -> Pretraine
     return _pretrained(source, name, model, weights, complete, ())
 
 
-def _build(name: str, source: str, arguments: dict[str, Any], config: dict[str, Any] | None) -> nn.Module:
+def _build(name: str, source: str, arguments: dict[str, Any], config: dict[str, Any] | None) -> Any:
     import timm
 
     try:
@@ -134,13 +139,15 @@ def _build(name: str, source: str, arguments: dict[str, Any], config: dict[str, 
 
 
 def _pretrained(
-    source: str, name: str, model: nn.Module, file: Path, config: dict[str, Any], notes: tuple[str, ...]
+    source: str, name: str, model: Any, file: Path, config: dict[str, Any], notes: tuple[str, ...]
 ) -> Pretrained:
     options = options_from_timm(model, source, config["architecture"])
     raw, said = read_state(file)
     nominal = list(model.patch_embed.img_size)
     if options["image_size"] != nominal:
-        said.append(f"image_size {options['image_size']}: the whole patches of {nominal}, which is all that timm reads")
+        said.append(
+            f"image_size {options['image_size']}: the whole patches of {nominal}, which is all that timm reads"
+        )
     state, layout = to_timm_names(raw, source)
     state, left = leave_out(state, layout)
     expected = shapes_of(options)
