@@ -156,10 +156,9 @@ def _stem(embed: Any, refuse: _Refusal) -> dict[str, Any]:
     stem, stride, in_channels = "patch", 1, embed.proj.in_channels
     if type(embed) is HybridEmbed:
         backbone: Any = embed.backbone
-        convolution = (
-            backbone.stem.conv if isinstance(backbone, ResNetV2) else getattr(backbone, "conv", None)
-        )
-        layers = tuple(len(s.blocks) for s in backbone.stages) if isinstance(backbone, ResNetV2) else ()
+        whole = type(backbone) is ResNetV2
+        convolution = backbone.stem.conv if whole else getattr(backbone, "conv", None)
+        layers = tuple(len(stage.blocks) for stage in backbone.stages) if whole else ()
         names = {known: name for name, known in RESNET_LAYERS.items()}
         if not isinstance(convolution, StdConv2dSame) or layers not in names:
             refuse("embed_layer", f"{type(backbone).__name__} with stages of {list(layers)} blocks")
