@@ -17,7 +17,9 @@ ALLOWED = {
     "models": {"randomness", "suggest", "activations"},
     "data": {"randomness", "suggest"},
     "training": {"randomness", "suggest", "activations", "models", "data"},
+    "export": {"randomness", "suggest", "activations", "models", "data", "training"},
     "cli": {
+        "export",
         "randomness",
         "suggest",
         "activations",

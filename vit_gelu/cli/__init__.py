@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a ViT and test it; writes a run folder",
     "evaluate": "accuracy, per class and confusion, of a run on a data set",
     "predict": "the most likely classes of image files",
+    "export": "a trained network for timm, as plain weights, ONNX or torch.export",
     "ablate": "train activations with several seeds each, and compare them",
     "report": "compare the activations of finished runs: verdict, figures, tables",
     "bench": "speed, memory and exactness of activations, alone and in a whole ViT",
