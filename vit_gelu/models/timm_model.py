@@ -122,7 +122,7 @@ class TimmModel(nn.Module):
                 "activation": None,
                 "activation_kwargs": {},
                 "seed": seed,
-                **kwargs,
+                **{k: v for k, v in kwargs.items() if not k.startswith("pretrained_")},
             }
         )
         self.native_activation = own_activation(self)
