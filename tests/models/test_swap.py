@@ -55,7 +55,7 @@ def test_our_own(to, kwargs):
     assert net.blocks[0].mlp.act is not net.blocks[1].mlp.act
     assert_equals_built(net, VisionTransformer(**net.config), images())
     effect = compare_logits(before, net, images())
-    assert (effect.max_abs == 0) == (to == "gelu_learnable")  # which starts as GELU, in another kernel
+    assert (effect.max_abs < 1e-5) == (to == "gelu_learnable")  # which starts as GELU
 
 
 def test_record_is_plain():

@@ -2,8 +2,8 @@
 
 The rule. An activation belongs to an **MLP** if its nearest telling ancestor is one: a module that is called so, by
 its class (``Mlp``, ``MLPBlock``, ``FeedForward``, ``ViTIntermediate``) or by its attribute (``mlp``, ``ffn``). It is a
-**gate**'s if that ancestor is attention or a pooler, or any ancestor is squeeze-and-excitation, global context or a
-position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and **hidden** if not:
+**gate**'s if that ancestor is attention or a pooler, or any ancestor is called ``attn``, or is squeeze-and-excitation, global
+context or a position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and **hidden** if not:
 convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the others; one without (a
 ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates never.
 
@@ -80,13 +80,14 @@ class Place:
 
 def _kind(path: list[tuple[str, nn.Module]], attribute: str, module: nn.Module) -> str:
     """``path``: names and modules from the network's children down to the parent."""
-    if any(INNER_NAME.match(name) or INNER_CLASS.search(type(outer).__name__) for name, outer in path):
+    inside = (INNER_NAME.match(n) or GATE_NAME.match(n) or INNER_CLASS.search(type(m).__name__) for n, m in path)
+    if any(inside):
         return "gate"
     in_head = any(HEAD_NAME.match(name) for name, _ in path)
     telling = [("mlp", MLP_NAME.match(attribute))]  # mlp_act of a parallel block
     for name, outer in reversed(path):
         telling.append(("mlp", MLP_NAME.match(name) or MLP_CLASS.search(type(outer).__name__)))
-        telling.append(("gate", GATE_NAME.match(name) or GATE_CLASS.search(type(outer).__name__)))
+        telling.append(("gate", GATE_CLASS.search(type(outer).__name__)))
     kind = next((kind for kind, match in telling if match), "")
     if kind == "gate" or (kind == "mlp" and not in_head):
         return kind

@@ -208,9 +208,24 @@ def _create(
                 f"They are looked for in {HF_HUB_CACHE}; fill it where there is a network, or train without"
             ) from None
         raise ValueError(f"{where}: cannot be built for {size[0]} × {size[1]} images: {_line(error)}") from None
+    _check_patches(where, model, size)
     if pretrained and model.num_classes != num_classes:
         model.reset_classifier(num_classes)
     return model
+
+
+def _check_patches(where: str, model: nn.Module, size: tuple[int, int]) -> None:
+    """timm leaves out, without a word, the pixels that do not fill a patch."""
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
+        return
+    if getattr(model.patch_embed, "dynamic_img_pad", False):
+        return
+    height, width = projection.kernel_size
+    if size[0] % height or size[1] % width:
+        raise ValueError(
+            f"{where}: {size[0]} × {size[1]} images are not divisible into patches of {height} × {width}"
+        )
 
 
 def _line(error: Exception) -> str:
