@@ -36,7 +36,9 @@ def assert_named_rightly(module):
     named = name_activation(module)
     assert named is not None
     name, options = named
-    torch.testing.assert_close(build_activation(name, **options).eval()(X), module.eval()(X), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        build_activation(name, **options).eval()(X), module.eval()(X), rtol=1e-5, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("module", TORCH, ids=str)

@@ -72,7 +72,7 @@ def test_state_dict(checkpoint, tmp_path):
     VisionTransformer(**described["network"]).load_state_dict(safe, strict=True)
     assert described["data"]["mean"] == card["data"]["mean"]
     assert record["verified"]["images"] == "noise, because somewhere.npz is not here"
-    assert record["verified"]["max_abs"] == 0.0
+    assert record["verified"]["max_abs"] < 1e-6
 
 
 @pytest.mark.parametrize("preprocessing", [False, True])
@@ -102,7 +102,9 @@ def test_every_activation_becomes_a_graph(checkpoint, tmp_path, activation):
     net, card = load_network(file)
     ready = normalised(pixels(5, net), card)
     with torch.no_grad():
-        torch.testing.assert_close(run_graph("torch_export", tmp_path / "out", ready), net(ready), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            run_graph("torch_export", tmp_path / "out", ready), net(ready), rtol=1e-5, atol=1e-5
+        )
 
 
 @needs_onnx
@@ -113,7 +115,9 @@ def test_activations_in_onnx(checkpoint, tmp_path, activation):
     net, card = load_network(file)
     ready = normalised(pixels(5, net), card)
     with torch.no_grad():
-        torch.testing.assert_close(run_graph("onnx", tmp_path / "out", ready), net(ready), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            run_graph("onnx", tmp_path / "out", ready), net(ready), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", GRAPHS)

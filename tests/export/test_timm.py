@@ -19,7 +19,10 @@ def export(file, out, *more):
 
 def refusal(capsys, file, out, *more):
     capsys.readouterr()
-    assert guarded("vit-gelu export", lambda: main([str(file), "--format", "timm", "--out", str(out), *more])) == 2
+    assert (
+        guarded("vit-gelu export", lambda: main([str(file), "--format", "timm", "--out", str(out), *more]))
+        == 2
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert not out.exists()
@@ -49,7 +52,7 @@ EXPRESSIBLE = {
     "one channel": {"in_channels": 1},
     "what only training sees": {"dropout": 0.2, "drop_path": 0.1, "patch_dropout": 0.5, "mlp_memory": "lean"},
     "hybrid, stem alone": {"stem": "resnet_stem", "image_size": 32, "patch_size": 8},
-    "hybrid, resnet26": {"stem": "resnet26", "image_size": 64, "patch_size": 32, "depth": 1},
+    "hybrid, resnet26": {"stem": "resnet26", "image_size": 32, "patch_size": 32, "depth": 1},
 }
 
 
@@ -72,11 +75,17 @@ REFUSED = {
     "relu_squared": ({"activation": "relu_squared"}, "no activation relu_squared"),
     "softplus": ({"activation": "softplus"}, "no activation softplus"),
     "elu with alpha": ({"activation": "elu", "activation_kwargs": {"alpha": 0.5}}, "takes no options"),
-    "slopes per channel": ({"activation": "prelu", "activation_kwargs": {"num_channels": 64}}, "takes no options"),
+    "slopes per channel": (
+        {"activation": "prelu", "activation_kwargs": {"num_channels": 64}},
+        "takes no options",
+    ),
     "own": ({"activation": "tests.models.test_swap.Sine"}, "no activation Sine()"),
     "representation_size": ({"representation_size": 8}, "representation_size"),
     "norm_eps": ({"norm_eps": 1e-3}, "norm_eps 0.001"),
-    "gated and eps": ({"activation": "swiglu", "norm_eps": 1e-5}, "both activation swiglu and norm_eps 1e-05"),
+    "gated and eps": (
+        {"activation": "swiglu", "norm_eps": 1e-5},
+        "both activation swiglu and norm_eps 1e-05",
+    ),
 }
 
 
@@ -106,12 +115,13 @@ def test_networks_of_timm(checkpoint, tmp_path, activation):
 
 
 def test_a_network_that_timms_option_would_make_otherwise(checkpoint, tmp_path, capsys):
-    """Swapped outside of squeeze-and-excitation only, which is not what act_layer does."""
-    net = TimmModel("timm/seresnet18", 3, 32, 3, "silu", seed=0) if timm.is_model("seresnet18") else None
-    if net is None:
-        pytest.skip("this timm has no seresnet18")
+    """Some layers of this model have a fixed activation, whatever its option says; a swap takes them all."""
+    net = TimmModel("timm/mobilenetv3_small_050", 3, 32, 3, "silu", seed=0)
     error = refusal(capsys, checkpoint(net), tmp_path / "out")
-    assert "--format timm" in error
+    assert "act_layer silu makes another mobilenetv3_small_050" in error
+    net = TimmModel("timm/xcit_nano_12_p16_224", 3, 32, 3, "relu", seed=0, depth=1)
+    error = refusal(capsys, checkpoint(net), tmp_path / "out")
+    assert "xcit_nano_12_p16_224 takes no act_layer by name" in error
 
 
 def test_card(digits_run, tmp_path):
@@ -136,4 +146,3 @@ def test_card_does_not_lend_results_to_other_weights(digits_run, tmp_path):
     record = json.loads((digits_run / "record.json").read_text())
     said = "these weights are its `best` checkpoint" in (tmp_path / "out" / "README.md").read_text()
     assert said == (card["step"] != record["steps"])
-

@@ -29,7 +29,9 @@ def blend(old, new, alpha):
     return module
 
 
-@pytest.mark.parametrize(("old", "new"), [("gelu", "relu"), ("relu_squared", "identity"), ("silu", "softplus")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("gelu", "relu"), ("relu_squared", "identity"), ("silu", "softplus")]
+)
 def test_exact_at_both_ends(old, new):
     """To the bit: signed zeros too, and where the other one overflows."""
     for alpha, name in ((0.0, old), (1.0, new)):

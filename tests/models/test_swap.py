@@ -42,7 +42,9 @@ def assert_equals_built(swapped, built, x):
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("to", "kwargs"), [("relu", None), ("elu", {"alpha": 0.5}), ("gelu_learnable", None)])
+@pytest.mark.parametrize(
+    ("to", "kwargs"), [("relu", None), ("elu", {"alpha": 0.5}), ("gelu_learnable", None)]
+)
 def test_our_own(to, kwargs):
     net = scramble(ours())
     before = copy.deepcopy(net)
@@ -119,7 +121,9 @@ def test_torchvisions_vit():
 
     net = scramble(build(nn.GELU))
     swap = swap_activations(net, "relu")
-    assert [name for name, _, _ in swap.replaced] == [f"encoder.layers.encoder_layer_{i}.mlp.1" for i in range(2)]
+    assert [name for name, _, _ in swap.replaced] == [
+        f"encoder.layers.encoder_layer_{i}.mlp.1" for i in range(2)
+    ]
     assert_equals_built(net, build(nn.ReLU), images())
 
 
@@ -230,7 +234,9 @@ class Functional(nn.Module):
 
 
 def test_functions_cannot_be_found_and_that_is_said():
-    with pytest.raises(ValueError, match=r"no activation that could be swapped(.|\n)*Functional.forward calls gelu"):
+    with pytest.raises(
+        ValueError, match=r"no activation that could be swapped(.|\n)*Functional.forward calls gelu"
+    ):
         swap_activations(Functional(), "relu")
     both = nn.Sequential(Functional(), nn.ReLU(), nn.Linear(2, 2))
     assert swap_activations(both, "silu").functional == ("Functional.forward calls gelu",)
@@ -238,7 +244,7 @@ def test_functions_cannot_be_found_and_that_is_said():
 
 def test_nothing_to_swap_lists_what_there_is():
     net = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
-    with pytest.raises(ValueError, match=r"1 torch.nn.Sigmoid \(1, bounded\)"):
+    with pytest.raises(ValueError, match=r"1 torch\.nn\.Sigmoid \(1, bounded\)"):
         swap_activations(net, "relu")
     assert swap_activations(net, "relu", only="1").replaced == (("1", "torch.nn.Sigmoid", "relu"),)
 
@@ -294,7 +300,9 @@ def test_compare_logits_by_hand():
     a = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]])
     b = torch.tensor([[0.5, 1.0], [0.0, 1.0], [2.0, 1.5]])
     effect = compare_logits(a, b, torch.empty(3, 1, 1, 1))
-    assert effect == SwapEffect(max_abs=1.0, mean_abs=pytest.approx(2.0 / 6), top1_agreement=pytest.approx(2 / 3), n=3)
+    assert effect == SwapEffect(
+        max_abs=1.0, mean_abs=pytest.approx(2.0 / 6), top1_agreement=pytest.approx(2 / 3), n=3
+    )
     assert effect.text == "logits moved by 1 (max), 0.333 (mean); top-1 agreement 66.7 % of 3 images"
 
 

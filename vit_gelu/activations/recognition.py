@@ -129,7 +129,9 @@ def _cdf_linear_unit(module: modules.CDFLinearUnit) -> Named:
 
 def _gated(module: modules.GatedLinearUnit) -> Named | None:
     inner = name_activation(module.inner)
-    return {"silu": ("swiglu", {}), "gelu": ("geglu", {}), "relu": ("reglu", {})}.get(inner[0] if inner else "")
+    return {"silu": ("swiglu", {}), "gelu": ("geglu", {}), "relu": ("reglu", {})}.get(
+        inner[0] if inner else ""
+    )
 
 
 _OURS: dict[type[nn.Module], Callable[[Any], Named | None]] = {

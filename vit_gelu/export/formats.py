@@ -117,7 +117,10 @@ def _record(
             "std": list(trained.std),
         },
         "class_names": trained.class_names,
-        "checkpoint": {"name": trained.checkpoint.name, **{k: trained.card[k] for k in ("epoch", "step", "seed")}},
+        "checkpoint": {
+            "name": trained.checkpoint.name,
+            **{k: trained.card[k] for k in ("epoch", "step", "seed")},
+        },
         "dataset": {"name": data["name"], "fingerprint": data["fingerprint"]},
         "network": trained.net.config,
         "notes": trained.notes,

@@ -23,9 +23,7 @@ def check_onnx_packages() -> None:
     """Raise ValueError where a package that ONNX needs is not installed."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"--format onnx: needs {', '.join(missing)}; python -m pip install 'vit_gelu[onnx]'"
-        )
+        raise ValueError(f"--format onnx: needs {', '.join(missing)}; python -m pip install 'vit_gelu[onnx]'")
 
 
 def example(trained: Trained, preprocessing: bool) -> Tensor:
@@ -97,7 +95,12 @@ def write_onnx(trained: Trained, folder: Path, *, preprocessing: bool) -> dict[s
     model = onnx.load(str(folder / ONNX_FILE), load_external_data=False)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     onnx.checker.check_model(str(folder / ONNX_FILE))
-    return {"opset": opset, "ir_version": model.ir_version, "onnx": onnx.__version__, "torch": torch.__version__}
+    return {
+        "opset": opset,
+        "ir_version": model.ir_version,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:

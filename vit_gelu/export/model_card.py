@@ -8,6 +8,9 @@ from vit_gelu import __version__
 from vit_gelu.export.trained import Trained
 
 
+PRIVATE = ("root", "default_root_dir")  # paths of the machine
+
+
 def results(trained: Trained) -> list[str]:
     """Lines about accuracy, from the run's record; says so where the numbers are of other weights or there are none."""
     record = trained.record
@@ -49,13 +52,13 @@ def model_card(trained: Trained, architecture: str) -> str:
     data, net = trained.card["data"], trained.net
     parameters = sum(p.numel() for p in net.parameters())
     channels, height, width = trained.image_shape
-    front = {"library_name": "timm", "tags": ["image-classification", "timm", "vit_gelu"]}
+    front: dict[str, Any] = {"library_name": "timm", "tags": ["image-classification", "timm", "vit_gelu"]}
     network = yaml.safe_dump(net.config, sort_keys=False, allow_unicode=True).strip()
-    run = {part: trained.options[part] for part in ("model", "data", "trainer") if part in trained.options}
-    run = {part: {k: v for k, v in values.items() if v is not None} for part, values in run.items()}
-    for private in ("root", "default_root_dir"):
-        for values in run.values():
-            values.pop(private, None)
+    run: dict[str, Any] = {
+        part: {k: v for k, v in trained.options[part].items() if v is not None and k not in PRIVATE}
+        for part in ("model", "data", "trainer")
+        if part in trained.options
+    }
     seed = trained.card["seed"]
     recipe = yaml.safe_dump({"seed_everything": seed, **run}, sort_keys=False, allow_unicode=True).strip()
     mean, std = ([round(v, 4) for v in values] for values in (trained.mean, trained.std))

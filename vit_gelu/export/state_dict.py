@@ -1,4 +1,4 @@
-"""Plain weights: ``model.safetensors`` and ``model.pth`` with timm's names, and ``network.json`` that builds the network."""
+"""Plain weights: ``model.safetensors`` and ``model.pth`` with timm's names; ``network.json`` builds the network."""
 
 import json
 from pathlib import Path

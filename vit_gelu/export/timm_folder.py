@@ -1,4 +1,4 @@
-"""A folder that stock timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``, or from a hub repository."""
+"""A folder that stock timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``, or a hub repository."""
 
 from collections.abc import Callable
 from pathlib import Path

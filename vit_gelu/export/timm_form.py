@@ -9,7 +9,7 @@ from torch import nn
 from vit_gelu.activations.recognition import describe_activation, name_activation
 from vit_gelu.export.trained import Trained
 from vit_gelu.models import VIT_SIZES, VisionTransformer
-from vit_gelu.models.activation_places import all_places
+from vit_gelu.models.activation_places import all_places, find_places
 from vit_gelu.models.timm_model import PREFIX, TimmModel
 
 # Our names, where timm's ``act_layer`` of that name is the same function with the same parameters.
@@ -102,14 +102,17 @@ def act_layer(activation: nn.Module) -> str:
     if name not in TIMM_ACTIVATIONS:
         raise refusal(f"stock timm has no activation {describe_activation(activation)}")
     if options:
-        raise refusal(f"timm's {TIMM_ACTIVATIONS[name]} takes no options, and this is {describe_activation(activation)}")
+        raise refusal(
+            f"timm's {TIMM_ACTIVATIONS[name]} takes no options, and this is {describe_activation(activation)}"
+        )
     return _known_layer(TIMM_ACTIVATIONS[name])
 
 
 def _of_ours(net: VisionTransformer) -> TimmForm:
     config = dict(net.config)
     option = config.pop
-    mlp = net.blocks[0].mlp
+    block: Any = net.blocks[0]
+    mlp = block.mlp
     gated = getattr(mlp.act, "gated", False)
     eps, stem = option("norm_eps"), option("stem")
     if option("representation_size") is not None:
@@ -132,7 +135,9 @@ def _of_ours(net: VisionTransformer) -> TimmForm:
     if stem != "patch":
         architecture, stride = HYBRIDS[stem]
         patch_size = [side // stride for side in patch_size]
-        first_conv = "patch_embed.backbone.stem.conv" if stem != "resnet_stem" else "patch_embed.backbone.conv"
+        first_conv = (
+            "patch_embed.backbone.stem.conv" if stem != "resnet_stem" else "patch_embed.backbone.conv"
+        )
     elif gated:
         architecture = GATED_ARCHITECTURE
     else:
@@ -140,7 +145,9 @@ def _of_ours(net: VisionTransformer) -> TimmForm:
     width, depth, heads = option("embed_dim"), option("depth"), option("num_heads")
     if architecture == EPS_ARCHITECTURES[1e-6]:
         # Any would do, as all is overridden; the nearest in name is the one to read.
-        same = [n for n, s in VIT_SIZES.items() if (s.embed_dim, s.depth, s.num_heads) == (width, depth, heads)]
+        same = [
+            n for n, s in VIT_SIZES.items() if (s.embed_dim, s.depth, s.num_heads) == (width, depth, heads)
+        ]
         patch = VIT_SIZES[same[0]].patch_size if same else 16
         architecture = f"{same[0]}_patch{patch}_224" if same else architecture
     arguments = {
@@ -182,7 +189,7 @@ def _gate(activation: nn.Module) -> str:
 def _of_timm(net: TimmModel) -> TimmForm:
     import timm
 
-    own = net.timm_model
+    own: Any = net.timm_model
     architecture = net.config["name"].removeprefix(PREFIX).partition(".")[0]
     known = {
         "name", "num_classes", "image_size", "in_channels", "activation", "activation_kwargs", "seed",
@@ -199,10 +206,15 @@ def _of_timm(net: TimmModel) -> TimmForm:
     here = {p.name: describe_activation(p.module) for p in all_places(net)}
     names = {act_layer(p.module) for p in all_places(net) if describe_activation(p.module) == _described(net)}
     if len(names) != 1:
-        raise refusal(f"activation {net.config['activation']} in {architecture}: not one that timm's act_layer can name")
+        raise refusal(
+            f"activation {net.config['activation']} in {architecture}: not one that timm's act_layer can name"
+        )
     arguments["act_layer"] = names.pop()
     try:
-        there = {p.name: describe_activation(p.module) for p in all_places(timm.create_model(architecture, **arguments))}
+        there = {
+            p.name: describe_activation(p.module)
+            for p in all_places(timm.create_model(architecture, **arguments))
+        }
     except (TypeError, KeyError, AttributeError):
         raise refusal(f"{architecture} takes no act_layer by name") from None
     if here != there:
@@ -215,6 +227,4 @@ def _of_timm(net: TimmModel) -> TimmForm:
 
 
 def _described(net: TimmModel) -> str:
-    from vit_gelu.models.activation_places import find_places
-
     return describe_activation(find_places(net)[0][0].module)

@@ -1,4 +1,4 @@
-"""The network of a run as an export sees it: in evaluation mode, in float32, on the CPU, with what is known about it."""
+"""The network of a run as an export sees it: in evaluation mode, float32, on the CPU, and what is known about it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,9 @@ def read_trained(checkpoint: Path, options: dict[str, Any]) -> Trained:
     record = read_record(folder) if options else None
     notes = []
     if net.config["activation"] == "gelu_stochastic":
-        notes.append("Trained with gelu_stochastic, which is exact GELU in evaluation; exported formats compute that.")
+        notes.append(
+            "Trained with gelu_stochastic, which is exact GELU in evaluation; exported formats compute that."
+        )
     return Trained(net.float().eval(), card, checkpoint, options, record, notes)
 
 
@@ -98,10 +100,13 @@ class Exported(nn.Module):
     Shapes: ``images`` (b, c, h, w), float32 normalised, or uint8 -> logits (b, classes), float32.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, trained: Trained, *, preprocessing: bool) -> None:
         super().__init__()
         net = trained.net
-        self.net = net.timm_model if isinstance(net, TimmModel) else net
+        self.net: nn.Module = net.timm_model if isinstance(net, TimmModel) else net
         self.preprocessing = preprocessing
         normalize = Normalize(trained.mean, trained.std)
         self.register_buffer("scale", normalize.scale, persistent=False)

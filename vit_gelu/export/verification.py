@@ -129,7 +129,9 @@ def verify(
         with torch.no_grad():
             got = torch.cat([reloaded(batch) for batch in part.split(size)]).double()
         if got.shape != expected[: len(part)].shape:
-            raise ExportMismatch(f"reloaded, it gives logits of shape {tuple(got.shape)} for {len(part)} images")
+            raise ExportMismatch(
+                f"reloaded, it gives logits of shape {tuple(got.shape)} for {len(part)} images"
+            )
         difference = float((got - expected[: len(part)]).abs().max())
         worst = max(worst, difference) if difference == difference else float("nan")
         sizes.append(size)

@@ -2,17 +2,16 @@
 
 The rule. An activation belongs to an **MLP** if its nearest telling ancestor is one: a module that is called so, by
 its class (``Mlp``, ``MLPBlock``, ``FeedForward``, ``ViTIntermediate``) or by its attribute (``mlp``, ``ffn``). It is a
-**gate**'s if that ancestor is attention or a pooler, or any ancestor is called ``attn``, or is squeeze-and-excitation, global
-context or a position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and **hidden** if not:
-convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the others; one without (a
-ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates never.
+**gate**'s if that ancestor is attention or a pooler, or any ancestor is called ``attn``, or is squeeze-and-excitation,
+global context or a position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and
+**hidden** if not: convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the others; one
+without (a ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates never.
 
 What is called as a function (``F.gelu`` in a ``forward``) is no object and cannot be found; ``functional_calls`` says
 where the source does so.
 """
 
 import fnmatch
-import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -29,7 +28,9 @@ MLP_NAME = re.compile(r"^(.*_)?(mlp|ffn|ff|feed_?forward|intermediate)(_.*|s?\d*
 GATE_CLASS = re.compile(r"attention|attn|pooler|gating", re.IGNORECASE)
 GATE_NAME = re.compile(r"^(attn|attention|self_attn|gate|pooler)\d*$", re.IGNORECASE)
 # Whatever an MLP does inside of these, it weighs channels or positions.
-INNER_CLASS = re.compile(r"(?i:squeeze|excit|relpos|posbias)|^SE($|[A-Z_])|^EffectiveSE|^Eca|^Cbam|^GlobalContext")
+INNER_CLASS = re.compile(
+    r"(?i:squeeze|excit|relpos|posbias)|^SE($|[A-Z_])|^EffectiveSE|^Eca|^Cbam|^GlobalContext"
+)
 INNER_NAME = re.compile(r"^(se\d*|.*cpb.*|.*rel_?pos.*)$", re.IGNORECASE)
 HEAD_NAME = re.compile(r"^(head|heads|classifier|pre_logits)$")
 ACTIVATION_NAME = re.compile(r"^(.*_)?(act|activation|nonlinearity)(\d*|_fn|_func|_layer)$")
@@ -80,7 +81,9 @@ class Place:
 
 def _kind(path: list[tuple[str, nn.Module]], attribute: str, module: nn.Module) -> str:
     """``path``: names and modules from the network's children down to the parent."""
-    inside = (INNER_NAME.match(n) or GATE_NAME.match(n) or INNER_CLASS.search(type(m).__name__) for n, m in path)
+    inside = (
+        INNER_NAME.match(n) or GATE_NAME.match(n) or INNER_CLASS.search(type(m).__name__) for n, m in path
+    )
     if any(inside):
         return "gate"
     in_head = any(HEAD_NAME.match(name) for name, _ in path)
@@ -117,7 +120,11 @@ def _walk(
         kind = _kind(path, attribute, module)
         # Inside an MLP anything under an activation's name is one, nn.Identity and the user's classes too.
         named = kind == "mlp" and ACTIVATION_NAME.match(attribute) is not None
-        if isinstance(module, Anneal) or is_activation(module) or (named and "Norm" not in type(module).__name__):
+        if (
+            isinstance(module, Anneal)
+            or is_activation(module)
+            or (named and "Norm" not in type(module).__name__)
+        ):
             inner = _in_gated_mlp(parent)
             gated = inner or getattr(module, "gated", False) is True
             yield Place(name, parent, attribute, module, kind, gated, inner)
@@ -130,8 +137,8 @@ def find_places(model: nn.Module, only: str | None = None) -> tuple[list[Place],
 
     Args:
         model: any network.
-        only: glob over names of modules (``blocks.1?.*``, ``*.mlp.act``); it chooses among MLPs' and hidden
-            activations alike, bounded ones too, but never inside attention or squeeze-and-excitation. None: the rule above.
+        only: glob over names of modules (``blocks.1?.*``, ``*.mlp.act``); it chooses among MLPs', hidden and
+            bounded activations alike, but never inside attention or squeeze-and-excitation. None: the rule above.
 
     Raises:
         ValueError: there is none; says what there is instead.
@@ -161,7 +168,7 @@ def _nothing(model: nn.Module, places: list[Place], only: str | None) -> str:
     where = f" ({'; '.join(calls[:3])})" if calls else ""
     return (
         f"{what} has no activation that could be swapped; activation objects in it: {found}.\n"
-        f"Activations that a forward calls as functions, such as F.gelu, cannot be found{where}: make them modules first"
+        f"Activations called as functions, such as F.gelu, cannot be found{where}: make them modules first"
     )
 
 
@@ -176,7 +183,6 @@ def summary(places: list[Place]) -> list[str]:
     ]
 
 
-@functools.cache
 def _calls_of(kind: type[nn.Module]) -> tuple[str, ...]:
     try:
         source = inspect.getsource(kind.forward)
@@ -196,13 +202,15 @@ def functional_calls(model: nn.Module) -> list[str]:
     ['Net.act is the function gelu']
     """
     phrases: dict[str, None] = {}
+    kinds: set[str] = set()
     for module in model.modules():
-        kind = type(module)
         if is_activation(module):
             continue
-        for name in _calls_of(kind):
-            phrases[f"{kind.__name__}.forward calls {name}"] = None
+        kind = type(module).__name__
+        if kind not in kinds:
+            kinds.add(kind)
+            phrases |= {f"{kind}.forward calls {name}": None for name in _calls_of(type(module))}
         for attribute, value in vars(module).items():
             if inspect.isroutine(value) and value in _FUNCTIONS:
-                phrases[f"{kind.__name__}.{attribute} is the function {_FUNCTIONS[value]}"] = None
+                phrases[f"{kind}.{attribute} is the function {_FUNCTIONS[value]}"] = None
     return list(phrases)

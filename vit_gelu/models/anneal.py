@@ -46,7 +46,7 @@ class AnnealHandle:
                 net.config["anneal_alpha"] = self.alpha
 
     def finish(self) -> Swap:
-        """Leave the new activations alone in the network, whatever α is; its state dict's keys are then the new network's."""
+        """Leave the new activations alone in the network, whatever α is; its keys are then those of the new one."""
         finish_annealing(self.model)
         self.alpha, self.finished = 1.0, True
         return self.swap
@@ -77,7 +77,9 @@ def anneal_activations(
     """
     networks = networks_of_ours(model)
     if networks and only is not None:
-        raise ValueError(f"only={only!r}: the activations of a {type(networks[0]).__name__} are annealed all or none")
+        raise ValueError(
+            f"only={only!r}: the activations of a {type(networks[0]).__name__} are annealed all or none"
+        )
     pairs, left = build_replacements(model, to, to_kwargs, only)
     near = next(model.parameters(), None)
     alpha = Alpha()

@@ -10,7 +10,7 @@ class Alpha:
     """The weight of the new activation, one number for all places.
 
     A tensor on the network's device, shape (), float32, which is written in place: compiled code reads it anew at
-    each call, without being compiled again and without waiting for the device. It is no buffer, so no state dict has it.
+    each call, without being compiled again and without waiting for the device. It is no buffer: no state dict has it.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Alpha:
 class Anneal(nn.Module):
     """(1 − α)·old(x) + α·new(x); at α = 0 the very values of old(x), at α = 1 those of new(x), bit for bit.
 
-    Both are computed at every α, so that one compiled graph serves for all. The old one's parameters are frozen; the new
-    one's are there from the start, with gradients in proportion to α. A stochastic activation draws its noise at each
+    Both are computed at every α, so that one compiled graph serves for all. The old one's parameters are frozen; the
+    new one's are there from the start, with gradients in proportion to α. A stochastic activation draws its noise at each
     call, whatever α is: blended is one draw of it, not its mean.
 
     Args:

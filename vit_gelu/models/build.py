@@ -14,8 +14,8 @@ def build_network(config: dict[str, Any]) -> Network:
     """The network that a ``config`` describes, with initial weights.
 
     Args:
-        config: that of a ``VisionTransformer`` or a ``TimmModel``; one with ``anneal`` and ``anneal_alpha`` is built in the
-            midst of annealing, as it was.
+        config: that of a ``VisionTransformer`` or a ``TimmModel``; one with ``anneal`` and ``anneal_alpha`` is built
+            in the midst of annealing, as it was.
 
     Raises:
         ValueError: options that no network has, or that make none.
@@ -36,7 +36,9 @@ def build_network(config: dict[str, Any]) -> Network:
             if option not in known:
                 close = nearest(option, known, n=1)
                 hint = f" (nearest: {close[0]})" if close else ""
-                raise ValueError(f"network option {option!r} is unknown{hint}; was it written by a newer vit_gelu?")
+                raise ValueError(
+                    f"network option {option!r} is unknown{hint}; was it written by a newer vit_gelu?"
+                )
         net = VisionTransformer(**rest)
     if anneal:
         anneal_activations(net, anneal["activation"], to_kwargs=anneal["activation_kwargs"]).set_alpha(alpha)

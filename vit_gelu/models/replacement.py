@@ -95,8 +95,8 @@ def _check_gating(place: Place, to: str, gated: bool) -> None:
     old = describe_activation(place.module)
     if place.gated:
         raise ValueError(
-            f"cannot swap {old} in {place.name} for {to}: it sits in a gated MLP, whose first layer is two matrices and "
-            f"would be one; gated activations fit (swiglu, geglu, reglu)"
+            f"cannot swap {old} in {place.name} for {to}: it sits in a gated MLP, whose first layer is two matrices "
+            f"and would be one; gated activations fit (swiglu, geglu, reglu)"
         )
     raise ValueError(
         f"cannot swap {old} in {place.name} for {to}: a gated activation takes twice as many hidden units as it gives, "
@@ -122,9 +122,7 @@ def report(
 ) -> Swap:
     """The ``Swap`` of what ``build_replacements`` gave."""
     replaced = tuple((p.name, describe_activation(p.module), describe_activation(new)) for p, new in pairs)
-    return Swap(
-        to, dict(to_kwargs or {}), replaced, tuple(summary(left)), tuple(functional_calls(model))
-    )
+    return Swap(to, dict(to_kwargs or {}), replaced, tuple(summary(left)), tuple(functional_calls(model)))
 
 
 def networks_of_ours(model: nn.Module) -> list[Any]:

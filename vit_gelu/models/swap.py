@@ -29,8 +29,9 @@ def swap_activations(
     """Replace the activations of a network in place, each by an object of its own.
 
     Which ones: those of the MLPs, or of a network without MLPs all that are no gates; the rule is that of
-    ``vit_gelu.models.activation_places``. Our own ``VisionTransformer`` says the new activation in its ``config``; where
-    ``only`` leaves it with several, its ``config`` says ``mixed``, which builds no network.
+    ``vit_gelu.models.activation_places``. Our own networks say the new activation in their ``config``; where ``only``
+    leaves one with several, its ``config`` says ``mixed``, which builds no network. Configurations of others, such as
+    ``hidden_act`` of transformers, stay as they are.
 
     Args:
         model: any network whose activations are modules: of torch, timm, torchvision, transformers or your own.
@@ -95,8 +96,8 @@ def compare_logits(before: Logits, after: Logits, images: Tensor, *, batch_size:
     """What a change of the network did to its logits.
 
     Args:
-        before, after: networks, put into evaluation mode meanwhile, or the logits themselves, (n, classes): of a network
-            that is changed in place, take them with ``logits_of`` before.
+        before, after: networks, put into evaluation mode meanwhile, or the logits themselves, (n, classes): of a
+            network that is changed in place, take them with ``logits_of`` before.
         images: float, (n, c, h, w), as the networks take them; moved to each network's device.
         batch_size: images at a time.
 
@@ -111,7 +112,9 @@ def compare_logits(before: Logits, after: Logits, images: Tensor, *, batch_size:
         raise ValueError("compare_logits: no images")
     both = []
     for when, what in (("before", before), ("after", after)):
-        logits = (what if isinstance(what, Tensor) else logits_of(what, images, batch_size=batch_size)).double()
+        logits = (
+            what if isinstance(what, Tensor) else logits_of(what, images, batch_size=batch_size)
+        ).double()
         if not bool(logits.isfinite().all()):
             raise ValueError(f"compare_logits: logits {when} are not all finite")
         both.append(logits.cpu())
@@ -126,9 +129,7 @@ def compare_logits(before: Logits, after: Logits, images: Tensor, *, batch_size:
 
 
 @torch.no_grad()
-def logits_of(
-    model: nn.Module | Callable[[Tensor], Any], images: Tensor, *, batch_size: int = 256
-) -> Tensor:
+def logits_of(model: nn.Module | Callable[[Tensor], Any], images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Logits of a network in evaluation mode, on the CPU; modes are left as they were.
 
     Args:

@@ -52,8 +52,9 @@ def check_timm_name(name: str) -> str:
 class TimmModel(nn.Module):
     """A classifier of timm, as it comes, but for its activations.
 
-    Names of parameters are timm's own: state dicts load into ``timm.create_model(NAME, …)`` and back. Which activations are
-    swapped is said by ``vit_gelu.models.activation_places``: the MLPs', or in a network without MLPs all that are no gates.
+    Names of parameters are timm's own: state dicts load into ``timm.create_model(NAME, …)`` and back. Which
+    activations are swapped is said by ``vit_gelu.models.activation_places``: the MLPs', or in a network without MLPs
+    all that are no gates.
 
     Args:
         name: ``timm/NAME``, with or without a tag.
@@ -63,8 +64,8 @@ class TimmModel(nn.Module):
         activation: a name or import path that ``build_activation`` knows; None: the model's own.
         activation_kwargs: the activation's own options.
         seed: fixes the initial weights; None: drawn from torch's global generator.
-        pretrained: start from timm's weights for that tag, loaded strictly into a model with their number of classes; a head
-            for another number is new. Not in ``config``, as a checkpoint has weights of its own.
+        pretrained: start from timm's weights for that tag, loaded strictly into a model with their number of
+            classes; a head for another number is new. Not in ``config``, as a checkpoint has weights of its own.
         native_activation: what the model's own activation is; given, it is checked, so that a timm which builds another
             one is refused rather than believed.
         kwargs: options of the model itself, plain values, such as ``drop_path_rate``.
@@ -78,9 +79,11 @@ class TimmModel(nn.Module):
     Shapes: float images (b, in_channels, height, width) -> logits (b, num_classes).
 
     Raises:
-        ValueError: unknown name, an option that the model does not have, images that it cannot take, weights that are not
-            there, or no activation to swap.
+        ValueError: unknown name, an option that the model does not have, images that it cannot take, weights that
+            are not there, or no activation to swap.
     """
+
+    timm_model: Any
 
     def __init__(
         self,
@@ -184,7 +187,7 @@ def _create(
     in_channels: int,
     pretrained: bool,
     kwargs: dict[str, Any],
-) -> nn.Module:
+) -> Any:
     import timm
     from timm.models import get_pretrained_cfg
 
@@ -207,16 +210,18 @@ def _create(
                 f"{where}: its pretrained weights cannot be loaded: {_line(error)}\n"
                 f"They are looked for in {HF_HUB_CACHE}; fill it where there is a network, or train without"
             ) from None
-        raise ValueError(f"{where}: cannot be built for {size[0]} × {size[1]} images: {_line(error)}") from None
+        raise ValueError(
+            f"{where}: cannot be built for {size[0]} × {size[1]} images: {_line(error)}"
+        ) from None
     _check_patches(where, model, size)
     if pretrained and model.num_classes != num_classes:
         model.reset_classifier(num_classes)
     return model
 
 
-def _check_patches(where: str, model: nn.Module, size: tuple[int, int]) -> None:
+def _check_patches(where: str, model: Any, size: tuple[int, int]) -> None:
     """timm leaves out, without a word, the pixels that do not fill a patch."""
-    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    projection: Any = getattr(getattr(model, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
         return
     if getattr(model.patch_embed, "dynamic_img_pad", False):
@@ -251,6 +256,6 @@ def _check_images(
         net.train()
     if not isinstance(out, Tensor) or out.shape != (1, num_classes):
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"--model.name {name}: gives {shape} for one image, not {(1, num_classes)}: no classifier")
-
-
+        raise ValueError(
+            f"--model.name {name}: is no classifier: it gives {shape} for an image, not {(1, num_classes)}"
+        )
