@@ -180,7 +180,7 @@ def test_gates_stay():
     gates = {n: type(m) for n, m in net.named_modules() if ".se." in n and not list(m.children())}
     assert nn.GELU not in gates.values()
     assert not any(".se." in name for name, _, _ in swap.replaced)
-    with pytest.raises(ValueError, match="names gates of .* they are never swapped"):
+    with pytest.raises(ValueError, match=r"names gates of .* they are never swapped"):
         swap_activations(net, "gelu", only="*.se.*")
 
 

@@ -7,7 +7,6 @@ import yaml
 from vit_gelu import __version__
 from vit_gelu.export.trained import Trained
 
-
 PRIVATE = ("root", "default_root_dir")  # paths of the machine
 
 
@@ -59,6 +58,8 @@ def model_card(trained: Trained, architecture: str) -> str:
         for part in ("model", "data", "trainer")
         if part in trained.options
     }
+    if "data" in run:
+        run["data"]["name"] = data["name"]  # not the path of a folder
     seed = trained.card["seed"]
     recipe = yaml.safe_dump({"seed_everything": seed, **run}, sort_keys=False, allow_unicode=True).strip()
     mean, std = ([round(v, 4) for v in values] for values in (trained.mean, trained.std))

@@ -4,8 +4,9 @@ The rule. An activation belongs to an **MLP** if its nearest telling ancestor is
 its class (``Mlp``, ``MLPBlock``, ``FeedForward``, ``ViTIntermediate``) or by its attribute (``mlp``, ``ffn``). It is a
 **gate**'s if that ancestor is attention or a pooler, or any ancestor is called ``attn``, or is squeeze-and-excitation,
 global context or a position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and
-**hidden** if not: convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the others; one
-without (a ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates never.
+**hidden** if not: convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the
+others; one without (a ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates
+never.
 
 What is called as a function (``F.gelu`` in a ``forward``) is no object and cannot be found; ``functional_calls`` says
 where the source does so.

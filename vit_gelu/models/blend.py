@@ -26,8 +26,8 @@ class Anneal(nn.Module):
     """(1 − α)·old(x) + α·new(x); at α = 0 the very values of old(x), at α = 1 those of new(x), bit for bit.
 
     Both are computed at every α, so that one compiled graph serves for all. The old one's parameters are frozen; the
-    new one's are there from the start, with gradients in proportion to α. A stochastic activation draws its noise at each
-    call, whatever α is: blended is one draw of it, not its mean.
+    new one's are there from the start, with gradients in proportion to α. A stochastic activation draws its noise at
+    each call, whatever α is: blended is one draw of it, not its mean.
 
     Args:
         old, new: activations of equal shapes.

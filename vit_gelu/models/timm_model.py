@@ -199,7 +199,7 @@ def _create(
     where = f"--model.name {PREFIX}{wanted}"
     try:
         # With timm's own number of classes its weights load strictly; with another, timm asks for nothing.
-        model = timm.create_model(wanted, pretrained=pretrained, **arguments)
+        model: Any = timm.create_model(wanted, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ValueError(f"{where}: does not take these options: {_line(error)}") from None
     except Exception as error:  # asserts, runtime errors of the loader, errors of the network
