@@ -18,7 +18,9 @@ ALLOWED = {
     "data": {"randomness", "suggest"},
     "training": {"randomness", "suggest", "activations", "models", "data"},
     "probes": {"randomness", "suggest"},
+    "export": {"randomness", "suggest", "activations", "models", "data", "training"},
     "cli": {
+        "export",
         "randomness",
         "suggest",
         "activations",

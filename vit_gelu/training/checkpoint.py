@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vit_gelu.models import VisionTransformer
+from vit_gelu.models.build import Network, build_network
 
 CARD = "vit_gelu"
 CARD_SCHEMA = 1
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_network(path: str | Path, which: str = "last") -> tuple[VisionTransformer, dict[str, Any]]:
+def load_network(path: str | Path, which: str = "last") -> tuple[Network, dict[str, Any]]:
     """The network of a run, in evaluation mode on the CPU, with averaged weights where the run kept them.
 
     Args:
@@ -76,7 +76,10 @@ def load_network(path: str | Path, which: str = "last") -> tuple[VisionTransform
     file = find_checkpoint(path, which)
     content = read_checkpoint(file)
     card = content[CARD]
-    net = VisionTransformer(**card["network"])
+    try:
+        net = build_network(card["network"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
     try:
         net.load_state_dict(state)

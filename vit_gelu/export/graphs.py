@@ -1,0 +1,120 @@
+"""The network as a graph of operations, with any number of images at a time: ONNX, and torch.export."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_gelu.export.trained import Exported, Trained
+
+ONNX_FILE, PT2_FILE = "model.onnx", "model.pt2"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18  # what torch's exporter writes without conversion
+
+
+def check_onnx_packages() -> None:
+    """Raise ValueError where a package that ONNX needs is not installed."""
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--format onnx: needs {', '.join(missing)}; python -m pip install 'vit_gelu[onnx]'")
+
+
+def example(trained: Trained, preprocessing: bool) -> Tensor:
+    """Two images of zeros, as the graph takes them: the number of images is left open, the rest is fixed."""
+    return torch.zeros(2, *trained.image_shape, dtype=torch.uint8 if preprocessing else torch.float32)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell of their progress and of their own deprecations; errors still come through as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def trace(trained: Trained, *, preprocessing: bool) -> torch.export.ExportedProgram:
+    """The network as torch.export sees it."""
+    batch = torch.export.Dim("batch")
+    with torch.no_grad(), _quiet():
+        return torch.export.export(
+            Exported(trained, preprocessing=preprocessing),
+            (example(trained, preprocessing),),
+            dynamic_shapes=({0: batch},),
+        )
+
+
+def write_torch_export(trained: Trained, folder: Path, *, preprocessing: bool) -> dict[str, Any]:
+    """Write ``model.pt2``; returns what to note about it."""
+    program = trace(trained, preprocessing=preprocessing)
+    with _quiet():
+        torch.export.save(program, folder / PT2_FILE)
+    return {"torch": torch.__version__}
+
+
+def read_torch_export(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Images to logits, from the file alone."""
+    with _quiet():
+        return torch.export.load(folder / PT2_FILE).module()
+
+
+def write_onnx(trained: Trained, folder: Path, *, preprocessing: bool) -> dict[str, Any]:
+    """Write ``model.onnx`` (input ``images``, output ``logits``); returns what to note about it.
+
+    Weights beyond the 2 GB that one file can hold go beside it, as ``model.onnx.data``.
+    """
+    import onnx
+
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            Exported(trained, preprocessing=preprocessing),
+            (example(trained, preprocessing),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(folder / ONNX_FILE))
+    model = onnx.load(str(folder / ONNX_FILE), load_external_data=False)
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    onnx.checker.check_model(str(folder / ONNX_FILE))
+    return {
+        "opset": opset,
+        "ir_version": model.ir_version,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def read_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Images to logits through onnxruntime on the CPU, from the file alone."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
+
+    return run
