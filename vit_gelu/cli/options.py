@@ -22,6 +22,7 @@ from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_proc
 from vit_gelu.data import ImageData
 from vit_gelu.suggest import unknown
 from vit_gelu.training.base import RunModule
+from vit_gelu.training.beginning import SCRATCH, fill_defaults
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
 from vit_gelu.training.logs import COLUMNS, LOSS_COLUMNS, MetricsFile
 from vit_gelu.training.masked import MaskedModule
@@ -108,6 +109,14 @@ def check_accelerator(asked: Any) -> None:
         raise UsageError(
             f"--trainer.accelerator {asked}: this machine has none (vit-gelu doctor says why); here: {', '.join(here)}"
         )
+
+
+def fill_model_defaults(model: Namespace) -> None:
+    """Write the defaults of a ViT from scratch into its options, so that ``config.yaml`` has them all."""
+    if "pretrained" in model:
+        options = vars(model)
+        fill_defaults(options)
+        model.update(Namespace(**{name: options[name] for name in SCRATCH}))
 
 
 def plain_options(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
@@ -205,6 +214,7 @@ class TrainCLI(LightningCLI):
         config = self.config
         check_choices(config)
         check_accelerator(config.trainer.accelerator)
+        fill_model_defaults(config.model)
         self.resolved = plain_options(self.parser, config)
         self.folder = choose_folder(config, self.resolved, self.kind)
         self.ckpt_path = self._choose_checkpoint()
@@ -318,9 +328,9 @@ class TrainCLI(LightningCLI):
             return
         config, trainer = self.config, self.trainer
         device = trainer.strategy.root_device
-        what = f"{self.kind} {config.model.name}".strip()
+        what = f"{self.kind} {config.model.name or config.model.pretrained}".strip()
         print(
-            f"{what}, activation {config.model.activation}, on {config.data.name}, seed "
+            f"{what}, activation {config.model.activation or 'its own'}, on {config.data.name}, seed "
             f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vit_gelu.cli.configs import expand_configs
-from vit_gelu.cli.options import build_parser, check_choices, plain_options
+from vit_gelu.cli.options import build_parser, check_choices, fill_model_defaults, plain_options
 from vit_gelu.data import ImageData
 from vit_gelu.training.module import ClassificationModule
 
@@ -28,6 +28,7 @@ class Resolver:
         """
         config = self.parser.parse_args(expand_configs(argv))
         check_choices(config)
+        fill_model_defaults(config.model)
         plain = plain_options(self.parser, config)
         ClassificationModule(**plain["model"])
         ImageData(**plain["data"])

@@ -49,8 +49,13 @@ def choose_folder(config: Any, resolved: dict[str, Any], kind: str = "") -> Path
         checkpoint = find_checkpoint(config.ckpt_path)
         if (checkpoint.parent.parent / "config.yaml").is_file():
             return checkpoint.parent.parent
-    data, model = Path(config.data.name).stem, config.model.name.replace("/", "-")
-    activation = config.model.activation.rsplit(".", 1)[-1]
+    data = Path(config.data.name).stem
+    model = (
+        (config.model.name or f"tuned-{Path(config.model.pretrained).name}")
+        .replace("/", "-")
+        .replace(":", "-")
+    )
+    activation = (config.model.activation or "own").rsplit(".", 1)[-1]
     parts = [data, *([kind] if kind else []), model, activation, f"seed{config.seed_everything}"]
     base = Path("runs") / "-".join(parts)
     return newest_like(base.parent, resolved) if config.ckpt_path == "last" else free_folder(base)

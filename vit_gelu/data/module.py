@@ -1,5 +1,7 @@
 """The data of a run as Lightning takes it; the signature is the command line's ``--data.*``."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -61,7 +63,9 @@ class ImageData(L.LightningDataModule):
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.val_fraction, self.train_fraction, self.num_workers = val_fraction, train_fraction, num_workers
         self._asked_size, self._asked_mean, self._asked_std = image_size, mean, std
-        self.upsample: tuple[int, int] | None = (upsample, upsample) if isinstance(upsample, int) else upsample
+        self.upsample: tuple[int, int] | None = (
+            (upsample, upsample) if isinstance(upsample, int) else upsample
+        )
         self._source: Source | None = None
         self._on_device: dict[str, Images] = {}
         self._train_loader: TrainLoader | None = None
@@ -160,6 +164,36 @@ class ImageData(L.LightningDataModule):
             train_fraction=self.train_fraction,
             download=download,
         )
+
+    def follow(
+        self,
+        image_size: tuple[int, int],
+        normalization: Callable[[int], tuple[tuple[float, ...], tuple[float, ...]]],
+    ) -> None:
+        """Bring images as a checkpoint knows them, where the options do not say otherwise.
+
+        Files are decoded at its size. Images in memory are enlarged to it batch by batch where that keeps their
+        proportions, and else resized once. Mean and standard deviation are the checkpoint's.
+
+        Args:
+            image_size: height and width in pixels that the checkpoint was trained on.
+            normalization: channels -> its mean and std.
+        """
+        if self._asked_size is None and self.upsample is None:
+            if Path(self._asked_name).expanduser().is_dir():
+                self._asked_size = image_size
+            else:
+                self.prepare_data()
+                (height, width), (own_height, own_width) = image_size, self.source.image_size
+                larger = height >= own_height and height * own_width == width * own_height
+                if larger and (height, width) != (own_height, own_width):
+                    self.upsample = image_size
+                elif not larger:
+                    self._asked_size, self._source = image_size, None
+        self.prepare_data()
+        mean, std = normalization(self.in_channels)
+        self._asked_mean = list(mean) if self._asked_mean is None else self._asked_mean
+        self._asked_std = list(std) if self._asked_std is None else self._asked_std
 
     # -- Lightning's hooks ------------------------------------------------------------------------------
 

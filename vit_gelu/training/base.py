@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from vit_gelu.activations import resolve_activation
 from vit_gelu.models import VisionTransformer
+from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
@@ -64,7 +65,8 @@ class RunModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         try:
-            resolve_activation(network_options["activation"])
+            if network_options["activation"] is not None:
+                resolve_activation(network_options["activation"])
         except ValueError as error:
             raise ValueError(f"--activation: {error}") from None
         resolve_optimizer(optimizer)
@@ -97,12 +99,12 @@ class RunModule(pl.LightningModule):
         self.ema_decay = ema_decay
         self.seed = seed
         self.batches_seen = 0
-        self.net: VisionTransformer | None = None
+        self.net: Network | None = None
         self.score: Metric | None = None
         self.last_score: Score | MaskedScore | None = None
 
     @property
-    def network(self) -> VisionTransformer:
+    def network(self) -> Network:
         """The network; there is one once training or evaluation has been set up."""
         assert self.net is not None, "configure_model has not run"
         return self.net
@@ -117,7 +119,27 @@ class RunModule(pl.LightningModule):
     @property
     def patches_left_out(self) -> float:
         """Share of the patches that the current training step does not put through the network."""
-        return self.network.patch_drop.p
+        return self.network.patch_drop.p if isinstance(self.network, VisionTransformer) else 0.0
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the network is, for the record: ``name``, ``activation``, ``activation_kwargs``."""
+        return {k: self.network_options[k] for k in ("name", "activation", "activation_kwargs")}
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Where the weights come from that the training starts from, for the record; None: from scratch."""
+        return None
+
+    def prepare(self, data: Any) -> None:
+        """Called before data are loaded and the network is built.
+
+        Args:
+            data: ``ImageData``.
+
+        Raises:
+            ValueError: a checkpoint to start from that is none.
+        """
 
     def count_flops(self, image_shape: tuple[int, int, int], patches_left_out: float) -> int:
         """Floating-point operations of one image's training step; see ``speed.count_flops``."""

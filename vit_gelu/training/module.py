@@ -6,11 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.models import build_vit
+from vit_gelu.models import VisionTransformer
+from vit_gelu.models.anneal import AnnealHandle
+from vit_gelu.models.options import pair
+from vit_gelu.models.pretrained import Pretrained, read_pretrained
 from vit_gelu.models.whitening import whiten_patches
 from vit_gelu.training.attention import agree
 from vit_gelu.training.base import RunModule, step_output
+from vit_gelu.training.beginning import (
+    TIMMS_OWN,
+    Beginning,
+    anneal_share,
+    begin,
+    fill_defaults,
+    is_timm,
+    timm_images,
+)
+from vit_gelu.training.checkpoint import CARD
 from vit_gelu.training.compilation import check_cuda_graphs, compile_network
+from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
 
 WHITENING_IMAGES = 5000  # 320,000 patches at 32 px: the second moments of 48 pixels are known to a per cent
@@ -22,28 +36,35 @@ class ClassificationModule(RunModule):
     Image size, channels and number of classes come from the data when training starts.
 
     Args:
-        name: Size of the model: vit_tiny, vit_small, vit_base, vit_large, vit_huge.
-        activation: Activation of every MLP: gelu, relu, silu, … or an import path to your own nn.Module.
+        name: Size of the model: vit_tiny (default), vit_small, vit_base, vit_large, vit_huge; or timm/NAME for any
+            model of timm.
+        activation: Activation of every MLP: gelu (default), relu, silu, … or an import path to your own nn.Module; with
+            a checkpoint or a model of timm its own, unless asked for.
         activation_kwargs: Options of the activation, for example {negative_slope: 0.1}.
-        patch_size: Side of a patch in pixels, or [height, width]; must divide the image.
+        pretrained: Start from a checkpoint: a timm name with tag, hf-hub:OWNER/NAME, a file (.safetensors, .pth, .npz),
+            a timm folder or a run folder; of timm/NAME, timm for its own weights.
+        freeze: Do not train: backbone (all but the head), a number of blocks, or names such as [patch_embed, blocks.0].
+        anneal_activation: Steps over which a checkpoint's activation is blended into the one asked for, instead of
+            swapped at once.
+        patch_size: Side of a patch in pixels (default 4), or [height, width]; must divide the image.
         embed_dim: Width of the tokens; the size's own if not given.
         depth: Number of blocks; the size's own if not given.
         num_heads: Attention heads; must divide the width.
-        mlp_ratio: Hidden width of the MLP as a multiple of the width.
-        pooling: What the head sees: cls (the class token) or mean (the average of the patch tokens).
-        class_token: Whether there is a class token; pooling cls needs it.
-        position_embedding: learned, sincos2d or none.
+        mlp_ratio: Hidden width of the MLP as a multiple of the width (default 4).
+        pooling: What the head sees: cls (the class token; default) or mean (the average of the patch tokens).
+        class_token: Whether there is a class token (default true); pooling cls needs it.
+        position_embedding: learned (default), sincos2d or none.
         dropout: Dropout rate after projections and embeddings.
         attention_dropout: Dropout rate of attention weights.
         patch_dropout: Share of the patches left out of each training image.
         patch_dropout_until: Share of the training after which all patches are seen again.
         drop_path: Stochastic depth rate of the last block; earlier ones rise to it linearly.
         layer_scale: Initial LayerScale factor; off if not given.
-        qk_norm: LayerNorm on queries and keys.
-        register_tokens: Number of register tokens.
+        qk_norm: LayerNorm on queries and keys (default false).
+        register_tokens: Number of register tokens (default 0).
         representation_size: Width of the paper's tanh pre-training head; a single linear head if not given.
-        zero_init_head: Start the head at zero.
-        stem: patch (linear patches), or resnet50 for the paper's hybrid.
+        zero_init_head: Start the head at zero (default false; true for the new head of a checkpoint).
+        stem: patch (linear patches; default), or resnet50 for the paper's hybrid.
         attention: auto (the fastest by a measurement), explicit, matmul or strided (softmax written out), sdpa
             (torch's choice), flash, efficient, cudnn or math.
         attention_choice: What auto came to, [in training, in evaluation]; a run writes it into its config.yaml,
@@ -56,9 +77,12 @@ class ClassificationModule(RunModule):
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
         lr: Learning rate at the end of the warm-up.
+        layer_decay: Factor on the learning rate from each layer to the one below, 0.65 to 0.9 for fine-tuning; off if
+            not given.
         weight_decay: Of matrices and kernels; vectors, embeddings and activations have none.
         schedule: cosine, linear or constant.
         warmup_epochs: Length of the linear warm-up, in epochs; fractions are allowed.
+        warmup_steps: The same in steps, instead.
         final_lr_fraction: Where the schedule ends, as a fraction of lr.
         label_smoothing: Share of the target spread over all classes.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; off if not given.
@@ -67,28 +91,31 @@ class ClassificationModule(RunModule):
 
     def __init__(
         self,
-        name: str = "vit_tiny",
-        activation: str = "gelu",
+        name: str | None = None,
+        activation: str | None = None,
         activation_kwargs: dict[str, Any] | None = None,
-        patch_size: int | list[int] = 4,
+        pretrained: str | None = None,
+        freeze: int | str | list[str] | None = None,
+        anneal_activation: int | None = None,
+        patch_size: int | list[int] | None = None,
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        pooling: str = "cls",
-        class_token: bool = True,
-        position_embedding: str = "learned",
+        mlp_ratio: float | None = None,
+        pooling: str | None = None,
+        class_token: bool | None = None,
+        position_embedding: str | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         patch_dropout: float = 0.0,
         patch_dropout_until: float = 1.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
-        qk_norm: bool = False,
-        register_tokens: int = 0,
+        qk_norm: bool | None = None,
+        register_tokens: int | None = None,
         representation_size: int | None = None,
-        zero_init_head: bool = False,
-        stem: str = "patch",
+        zero_init_head: bool | None = None,
+        stem: str | None = None,
         attention: str = "auto",
         attention_choice: list[str] | None = None,
         mlp_memory: str = "fast",
@@ -99,9 +126,11 @@ class ClassificationModule(RunModule):
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
         lr: float = 1e-3,
+        layer_decay: float | None = None,
         weight_decay: float = 0.05,
         schedule: str = "cosine",
         warmup_epochs: float = 0.0,
+        warmup_steps: int | None = None,
         final_lr_fraction: float = 0.0,
         label_smoothing: float = 0.0,
         ema_decay: float | None = None,
@@ -111,6 +140,19 @@ class ClassificationModule(RunModule):
             raise ValueError(f"--model.label_smoothing {label_smoothing}: must lie in [0, 1)")
         if not 0 <= patch_dropout_until <= 1:
             raise ValueError(f"--model.patch_dropout_until {patch_dropout_until}: must lie between 0 and 1")
+        if anneal_activation is not None and (
+            anneal_activation < 1 or pretrained is None or activation is None
+        ):
+            raise ValueError(
+                f"--model.anneal_activation {anneal_activation}: needs --model.pretrained, an --activation to go to, "
+                "and at least 1 step"
+            )
+        if pretrained is not None and whiten_patches:
+            raise ValueError(
+                "--model.whiten_patches true: not with --model.pretrained, whose patches are learned"
+            )
+        if is_timm(name) and (whiten_patches or attention_choice is not None):
+            raise ValueError(f"--model.whiten_patches, --model.attention_choice: not options of {name}")
         network_options: dict[str, Any] = {
             "name": name,
             "activation": activation,
@@ -134,9 +176,13 @@ class ClassificationModule(RunModule):
             "mlp_memory": mlp_memory,
             "init": init,
             "seed": seed,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "pretrained": pretrained,
         }
-        widths = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
-        network_options |= {k: v for k, v in widths.items() if v is not None}
+        fill_defaults(network_options)
+        del network_options["pretrained"]
         super().__init__(
             network_options,
             optimizer=optimizer,
@@ -151,10 +197,59 @@ class ClassificationModule(RunModule):
             compile=compile,
             cuda_graphs=cuda_graphs,
             seed=seed,
+            warmup_steps=warmup_steps,
+            layer_decay=layer_decay,
         )
+        self.pretrained, self.frozen_parts, self.anneal_steps = pretrained, freeze, anneal_activation
+        self.checkpoint: Pretrained | None = None
+        self.beginning: Beginning | None = None
         self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.whiten_patches = whiten_patches
         self.label_smoothing = label_smoothing
+
+    def prepare(self, data: Any) -> None:
+        """Read the checkpoint, and have the images come as it knows them: size, mean and standard deviation."""
+        if is_timm(self.network_options["name"]):
+            if self.pretrained not in (None, TIMMS_OWN):
+                raise ValueError(
+                    f"--model.pretrained {self.pretrained}: of {self.network_options['name']} only {TIMMS_OWN}, its own "
+                    "weights; checkpoints are read into plain ViTs"
+                )
+            if self.pretrained is not None:
+                size, mean, std = timm_images(self.network_options["name"])
+                data.follow(size, lambda channels: (mean, std))
+            return
+        if self.pretrained is not None and self.checkpoint is None:
+            self.checkpoint = read_pretrained(self.pretrained)
+            height, width = pair("image_size", self.checkpoint.options["image_size"])
+            data.follow((height, width), self.checkpoint.normalization)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        asked = super().description
+        if self.checkpoint is not None:
+            asked["name"] = self.checkpoint.name
+        if self.net is None:
+            return asked
+        config = self.net.config
+        final = config.get("anneal") or config
+        own = config.get("native_activation")
+        return asked | {
+            "activation": final["activation"] or own,
+            "activation_kwargs": dict(final["activation_kwargs"] or {}),
+        }
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        return self.beginning.record if self.beginning is not None else None
+
+    def configure_optimizers(self) -> Any:
+        steps = self.trainer.estimated_stepping_batches
+        if self.anneal_steps is not None and self.anneal_steps >= steps:
+            raise ValueError(
+                f"--model.anneal_activation {self.anneal_steps}: must end before the training does, after {steps} steps"
+            )
+        return super().configure_optimizers()
 
     def configure_model(self) -> None:
         """Build the network for the data at hand; a second call keeps what is there.
@@ -167,26 +262,49 @@ class ClassificationModule(RunModule):
         if self.cuda_graphs:
             check_cuda_graphs(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.net = build_vit(
-            image_size=data.image_size,
-            in_channels=data.in_channels,
-            num_classes=data.num_classes,
-            **self.network_options,
+        self.beginning = begin(
+            self.network_options,
+            data,
+            pretrained=self.checkpoint or self.pretrained,
+            annealed=self.anneal_steps is not None,
         )
-        if self.whiten_patches:
-            whiten_patches(self.net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
+        self.net = self.beginning.network
+        if self.trainer.is_global_zero:
+            print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
+        freeze_parts(self.net, self.frozen_parts)
         self.score = ExactScore(data.num_classes)
-        self.attention_in_use = agree(
-            self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
-        )
+        if isinstance(self.net, VisionTransformer):
+            if self.whiten_patches:
+                whiten_patches(self.net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
+            self.attention_in_use = agree(
+                self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
+            )
         if self.compile_network:
             compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        if self.patch_dropout:
+        if self.beginning is not None and self.beginning.anneal is not None and self.anneal_steps is not None:
+            self._anneal(self.beginning.anneal, anneal_share(self.trainer.global_step, self.anneal_steps))
+        if self.patch_dropout and isinstance(self.network, VisionTransformer):
             steps = self.patch_dropout_until * self.trainer.estimated_stepping_batches
             self.network.patch_drop.p = self.patch_dropout if self.trainer.global_step < steps else 0.0
+
+    @staticmethod
+    def _anneal(anneal: AnnealHandle, share: float) -> None:
+        if share < 1:
+            anneal.set_alpha(share)
+        elif not anneal.finished:
+            anneal.finish()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        anneal = self.beginning.anneal if self.beginning is not None else None
+        saved = (checkpoint.get(CARD) or {}).get("network") or {}
+        if anneal is not None and "anneal" not in saved:
+            anneal.finish()  # before the checkpoint's time
+        elif anneal is not None:
+            anneal.set_alpha(saved["anneal_alpha"])
+        super().on_load_checkpoint(checkpoint)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.

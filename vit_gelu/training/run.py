@@ -104,6 +104,7 @@ def train(
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     data.seed = module.seed
+    module.prepare(data)
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     record: dict[str, Any] = {
@@ -210,14 +211,14 @@ def _finite(value: float) -> float | None:
 def _describe(
     module: RunModule, data: Any, trainer: pl.Trainer, config: dict[str, Any], monitor: Monitor
 ) -> dict[str, Any]:
-    options = module.network_options
+    description = module.description
     return {
         "arm": config.get("arm", ""),
-        "activation": options["activation"],
-        "activation_kwargs": options["activation_kwargs"],
+        "activation": description["activation"],
+        "activation_kwargs": description["activation_kwargs"],
         "seed": module.seed,
         "model": {
-            "name": options["name"],
+            "name": description["name"],
             "parameters": sum(p.numel() for p in module.network.parameters()),
         },
         "dataset": {
@@ -227,6 +228,7 @@ def _describe(
             "test_n": data.test_n,
             "fingerprint": data.fingerprint,
         },
+        "pretrained": module.origin,
         "global_batch_size": data.global_batch_size,
         "attention": module.attention_in_use.record() if module.attention_in_use else None,
         "order_hash": data.order_hash,

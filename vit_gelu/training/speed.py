@@ -30,13 +30,21 @@ def count_flops(
     arithmetic that counts.
 
     Args:
-        net: a ``VisionTransformer``; its gradients and its mode are left as they were.
+        net: a network; its gradients and its mode are left as they were.
         image_shape: (channels, height, width).
         patch_dropout: share of the patches that the step leaves out.
         backward: False counts the forward pass alone.
     """
     parameter = next(net.parameters())
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+    if not hasattr(net, "patch_drop"):
+        # One image has no batch statistics; evaluation does the same arithmetic.
+        training = net.training
+        net.eval()
+        try:
+            return flops_of(net, lambda: net.forward(image), backward=backward)
+        finally:
+            net.train(training)
     net.patch_drop.p, rate = patch_dropout, net.patch_drop.p
     try:
         return flops_of(net, lambda: net.forward(image), backward=backward)
