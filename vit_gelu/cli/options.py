@@ -141,7 +141,7 @@ class TrainCLI(LightningCLI):
     command = "train"
     module_class: type[RunModule] = ClassificationModule
     kind = ""
-    columns = COLUMNS
+    columns: tuple[str, ...] = COLUMNS
 
     folder: Path
     resolved: dict[str, Any]

@@ -158,9 +158,8 @@ class MaskedModule(RunModule):
             "embed_dim": decoder_embed_dim,
             "depth": decoder_depth,
             "num_heads": decoder_num_heads,
-            "init": init,
-            "seed": seed,
         }
+        self.init = init
         self.decoder: MaskedDecoder | None = None
         self._held: tuple[MaskedAutoencoder, ...] = ()
 
@@ -209,7 +208,7 @@ class MaskedModule(RunModule):
             image_size=data.image_size, in_channels=data.in_channels, num_classes=0, **self.network_options
         )
         visible = visible_count(net.patch_embed.num_patches, self.mask_ratio)
-        self.decoder = MaskedDecoder(net, **self.decoder_options)
+        self.decoder = MaskedDecoder(net, **self.decoder_options, init=self.init, seed=self.seed)
         # In a tuple: as a module of ours, every weight would be in the checkpoint twice.
         self._held = (MaskedAutoencoder(net, self.decoder, norm_pixels=self.norm_pixels),)
         self.net = net
