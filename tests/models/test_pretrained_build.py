@@ -98,7 +98,7 @@ def test_grey_images_give_what_they_give_as_equal_channels():
     pretrained = checkpoint()
     grey = images((16, 16), channels=1)
     model, (change,) = build_pretrained(pretrained, in_channels=1)
-    assert change.text == "input: 3 channels -> 1 channels, summed"
+    assert change.text == "input: 3 channels -> 1 channel, summed"
     expected = build_pretrained(pretrained)[0].eval()(grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(model.eval()(grey), expected, rtol=1e-5, atol=1e-5)
     mean, std = pretrained.normalization(1)

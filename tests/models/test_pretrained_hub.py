@@ -1,5 +1,6 @@
 """Names that need a download: from a local server, from the cache, and where there is no network."""
 
+import hashlib
 import json
 import re
 import socket
@@ -49,7 +50,13 @@ def closed_port(tmp_path, monkeypatch):
 def test_a_name_is_downloaded_once_and_then_read_from_the_cache(hub):
     theirs, _, asked = hub
     pretrained = read_pretrained(NAME)
-    assert (pretrained.name, pretrained.origin, pretrained.notes) == (NAME, "timm", ())
+    assert pretrained.record() == {
+        "source": NAME,
+        "name": NAME,
+        "origin": "timm",
+        "sha256": hashlib.sha256((hub[1] / "model.safetensors").read_bytes()).hexdigest(),
+        "notes": [],
+    }
     ours, changes = build_pretrained(pretrained)
     assert not changes
     assert_same_logits(ours, theirs, images((160, 160)))
@@ -135,6 +142,7 @@ def test_offline_says_what_where_and_how(closed_port, source, offline, tmp_path,
     assert ("HF_HUB_OFFLINE is set" if offline else f"127.0.0.1:{closed_port}") in lines[0]
     assert str(tmp_path / "cache") in lines[1]
     assert f"hf download {REPOSITORY} config.json" in lines[2]
+    assert "model.safetensors" in lines[2]
     assert lines[3].endswith(f"--model.pretrained path/to/{NAME}")
 
 

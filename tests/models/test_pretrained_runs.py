@@ -51,6 +51,7 @@ def test_same_network(options, place, tmp_path):
         (0.1, 0.2, 0.3),
         (0.4, 0.5, 0.6),
     )
+    assert not {"dropout", "drop_path", "attention", "seed"} & pretrained.options.keys()
     ours, changes = build_pretrained(pretrained)
     assert not changes
     assert ours.config["activation"] == net.config["activation"]

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import GluMlp, SwiGLU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
@@ -222,6 +223,8 @@ def test_what_our_vit_has_not_is_refused_by_timms_argument(name, argument):
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix"),
         ({"dynamic_img_pad": True}, "dynamic_img_pad"),
+        ({"mlp_layer": GluMlp, "act_layer": "silu"}, "mlp_layer .GluMlp with gate_last=True"),
+        ({"mlp_layer": SwiGLU}, "mlp_layer .SwiGLU"),
         ({"act_layer": "sigmoid"}, "act_layer .Sigmoid"),
         ({"act_layer": "prelu"}, "act_layer .PReLU"),
     ],

@@ -64,7 +64,7 @@ def build_pretrained(
     channels = own["in_channels"] if in_channels is None else whole("in_channels", in_channels)
     classes = own["num_classes"] if num_classes is None else whole("num_classes", num_classes, minimum=0)
     changes: list[Change] = []
-    state = {name: value.clone() for name, value in pretrained.state.items()}
+    state = dict(pretrained.state)  # its tensors are never changed in place
 
     new_head = classes != own["num_classes"]
     representation = own["representation_size"]
@@ -213,7 +213,8 @@ def _adapt_stem(
         state[key], how = adapt_channels(state[key], channels)
         if hybrid:  # the sum of standardised kernels is not the standardised sum
             how += ", and standardised as a whole"
-        changes.append(Change("input", f"{own['in_channels']} channels", f"{channels} channels", how))
+        before, after = (f"{n} channel{'s' * (n != 1)}" for n in (own["in_channels"], channels))
+        changes.append(Change("input", before, after, how))
 
 
 def _adapt_positions(

@@ -54,6 +54,16 @@ class Pretrained:
     notes: tuple[str, ...] = ()
     resizing: str = ""
 
+    def record(self) -> dict[str, Any]:
+        """What a run's record keeps of it, in plain values."""
+        return {
+            "source": self.source,
+            "name": self.name,
+            "origin": self.origin,
+            "sha256": self.sha256,
+            "notes": list(self.notes),
+        }
+
     def normalization(self, in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std for images of another number of channels: averaged for one, repeated for others."""
         own = self.options["in_channels"]

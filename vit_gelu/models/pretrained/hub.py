@@ -92,13 +92,13 @@ def _offline(repository: str, names: Sequence[str], source: str, reason: str) ->
 
     identifier, _, revision = repository.partition("@")
     folder = identifier.rpartition("/")[2]
-    files = " ".join(dict.fromkeys(("config.json", names[0])))
+    weights = "model.safetensors" if names[0] == "config.json" else names[0]
     at = f" --revision {revision}" if revision else ""
     return "\n".join(
         [
             f"{OPTION} {source}: needs {' or '.join(names)} of {identifier}, and the hub cannot be reached ({reason})",
             f"not in the cache either: {constants.HF_HUB_CACHE} (HF_HUB_CACHE, or hub in HF_HOME)",
-            f"where there is a network: hf download {identifier}{at} {files} --local-dir {folder}",
+            f"where there is a network: hf download {identifier}{at} config.json {weights} --local-dir {folder}",
             f"then bring that folder here: {OPTION} path/to/{folder}",
         ]
     )

@@ -80,7 +80,7 @@ def _read_file(path: Path, source: str, image_size: tuple[int, int] | None) -> P
         raise ValueError(f"{OPTION} {source}: unknown kind of file; known: {', '.join(SUFFIXES)}")
     if path.suffix == ".npz":
         state, options, notes = from_npz(read_npz(path), source, image_size)
-        origin, (mean, std) = "google", INCEPTION
+        origin, layout, (mean, std) = "google", "google", INCEPTION
     else:
         raw, notes = read_state(path)
         state, layout = to_timm_names(raw, source)
@@ -94,7 +94,6 @@ def _read_file(path: Path, source: str, image_size: tuple[int, int] | None) -> P
     if channels != 3:
         mean, std = (0.5,) * channels, (0.5,) * channels
     if origin == "timm":
-        notes.append(
-            f"mean and std: {'CLIP' if mean == CLIP[0] else 'ImageNet' if channels == 3 else 0.5}'s, assumed"
-        )
+        whose = "0.5" if channels != 3 else "CLIP's" if layout == "clip" else "ImageNet's"
+        notes.append(f"mean and std {whose}: assumed, the file does not say")
     return Pretrained(source, path.stem, origin, options, state, mean, std, sha256_of(path), tuple(notes))
