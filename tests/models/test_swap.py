@@ -184,13 +184,62 @@ def test_gates_stay():
         swap_activations(net, "gelu", only="*.se.*")
 
 
-def test_an_mlp_that_weighs_channels_is_no_mlp_of_the_network():
-    from vit_gelu.models.activation_places import all_places
+@pytest.mark.parametrize(
+    ("name", "swapped", "left"),
+    [
+        (
+            "vit_relpos_small_patch16_224",
+            {"gelu mlp": 12},
+            {"relu gate": 12},
+        ),  # an MLP makes the position bias
+        ("swinv2_cr_tiny_ns_224", {"gelu mlp": 12}, {"relu gate": 12}),
+        ("vit_base_patch16_siglip_224", {"gelu mlp": 13}, {}),  # with the pooling's MLP
+        ("eva02_tiny_patch14_224", {"silu mlp": 12}, {}),
+        ("vit_small_r26_s32_224", {"gelu mlp": 12}, {"relu hidden": 25}),
+        ("legacy_seresnet18", {"relu hidden": 9}, {"relu gate": 8, "torch.nn.Sigmoid gate": 8}),
+        ("efficientvit_b0", {"hardswish hidden": 24}, {"relu gate": 4}),  # features of linear attention
+        ("fastvit_t8", {"gelu mlp": 10}, {"gelu hidden": 7, "relu gate": 1, "torch.nn.Sigmoid gate": 1}),
+        ("poolformerv2_s12", {"StarReLU( (relu): ReLU() ) mlp": 12}, {}),
+        (
+            "caformer_s18",
+            {"StarReLU( (relu): ReLU() ) mlp": 18},
+            {"relu hidden": 6, "SquaredReLU( (relu): ReLU() ) hidden": 1},
+        ),
+        ("vgg11", {"relu hidden": 10}, {}),
+    ],
+)
+def test_which_of_timms(name, swapped, left):
+    """Counted by hand in timm's sources."""
+    from collections import Counter
 
-    net = timm.create_model("swinv2_cr_tiny_ns_224", img_size=64, window_size=2, depths=(1, 1, 1, 1))
-    kinds = {p.name: p.kind for p in all_places(net)}
-    assert "mlp" in kinds.values()
-    assert all(kind == "gate" for name, kind in kinds.items() if ".attn." in name)
+    from vit_gelu.activations.recognition import describe_activation
+    from vit_gelu.models.activation_places import find_places
+
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    parts = find_places(net)
+    counts = [Counter(f"{describe_activation(p.module)} {p.kind}" for p in part) for part in parts]
+    assert counts == [swapped, left]
+
+
+def test_transformers_of_other_kinds():
+    transformers = pytest.importorskip("transformers")
+    from vit_gelu.models.activation_places import find_places
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    image = {"image_size": 16, "patch_size": 4}
+    for kind, options, count in (
+        ("Dinov2", {**size, **image}, 2),
+        ("Siglip", {**size, **image}, 3),  # with the pooling's
+        ("Beit", {**size, **image}, 2),
+        ("Swin", {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, **image}, 2),
+        ("ConvNext", {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}, 2),
+    ):
+        config = getattr(transformers, f"{kind}VisionConfig" if kind == "Siglip" else f"{kind}Config")(
+            **options
+        )
+        model = getattr(transformers, f"{kind}VisionModel" if kind == "Siglip" else f"{kind}Model")
+        assert len(find_places(model(config))[0]) == count, kind
 
 
 @pytest.mark.parametrize("mlp", [GluMlp, SwiGLU])
@@ -238,6 +287,10 @@ def test_functions_cannot_be_found_and_that_is_said():
         ValueError, match=r"no activation that could be swapped(.|\n)*Functional.forward calls gelu"
     ):
         swap_activations(Functional(), "relu")
+    with torch.device("meta"):
+        nfnet = timm.create_model("dm_nfnet_f0")
+    with pytest.raises(ValueError, match=r"GammaAct\.act_fn is the function gelu"):
+        swap_activations(nfnet, "relu")
     both = nn.Sequential(Functional(), nn.ReLU(), nn.Linear(2, 2))
     assert swap_activations(both, "silu").functional == ("Functional.forward calls gelu",)
 

@@ -230,7 +230,8 @@ def _record(card: dict[str, Any], checkpoint: Path, split: "Split") -> dict[str,
     return {
         "schema": SCHEMA,
         "checkpoint": {"path": str(checkpoint), **{k: card[k] for k in ("epoch", "step", "seed")}},
-        "activation": card["network"]["activation"],
+        # A network of timm that kept its own activation says which that is.
+        "activation": card["network"]["activation"] or card["network"].get("native_activation"),
         "dataset": {
             "name": split.source.name,
             "split": split.name,

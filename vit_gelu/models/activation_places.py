@@ -5,8 +5,8 @@ its class (``Mlp``, ``MLPBlock``, ``FeedForward``, ``ViTIntermediate``) or by it
 **gate**'s if that ancestor is attention or a pooler, or any ancestor is called ``attn``, or is squeeze-and-excitation,
 global context or a position bias. Else it is **bounded** if it squashes into an interval (sigmoid, tanh), and
 **hidden** if not: convolutions', stems', heads'. A network with MLPs has its MLPs' activations swapped and keeps the
-others; one without (a ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them, gates
-never.
+others; one without (a ResNet) has all hidden ones swapped. Bounded ones are swapped where the user names them alone,
+gates never.
 
 What is called as a function (``F.gelu`` in a ``forward``) is no object and cannot be found; ``functional_calls`` says
 where the source does so.
@@ -21,7 +21,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from vit_gelu.activations.recognition import describe_activation, is_activation, is_bounded
+from vit_gelu.activations.recognition import (
+    LIBRARIES,
+    describe_activation,
+    is_activation,
+    is_bounded,
+)
 from vit_gelu.models.blend import Anneal
 
 MLP_CLASS = re.compile(r"mlp|ffn|feed_?forward|intermediate|swiglu", re.IGNORECASE)
@@ -30,9 +35,11 @@ GATE_CLASS = re.compile(r"attention|attn|pooler|gating", re.IGNORECASE)
 GATE_NAME = re.compile(r"^(attn|attention|self_attn|gate|pooler)\d*$", re.IGNORECASE)
 # Whatever an MLP does inside of these, it weighs channels or positions.
 INNER_CLASS = re.compile(
-    r"(?i:squeeze|excit|relpos|posbias)|^SE($|[A-Z_])|^EffectiveSE|^Eca|^Cbam|^GlobalContext"
+    r"(?i:squeeze|excit)|^SE(Module|Layer|Block)?$|^EffectiveSE|^Eca|^Cbam|^GlobalContext$|RelPos(Mlp|Bias)"
 )
 INNER_NAME = re.compile(r"^(se\d*|.*cpb.*|.*rel_?pos.*)$", re.IGNORECASE)
+# A gate's own activation, or the feature map of linear attention.
+GATE_ATTRIBUTE = re.compile(r"^(gate|.*_gate|gate_.*|kernel_func)$")
 HEAD_NAME = re.compile(r"^(head|heads|classifier|pre_logits)$")
 ACTIVATION_NAME = re.compile(r"^(.*_)?(act|activation|nonlinearity)(\d*|_fn|_func|_layer)$")
 
@@ -85,17 +92,18 @@ def _kind(path: list[tuple[str, nn.Module]], attribute: str, module: nn.Module) 
     inside = (
         INNER_NAME.match(n) or GATE_NAME.match(n) or INNER_CLASS.search(type(m).__name__) for n, m in path
     )
-    if any(inside):
+    if any(inside) or GATE_ATTRIBUTE.match(attribute):
         return "gate"
-    in_head = any(HEAD_NAME.match(name) for name, _ in path)
     telling = [("mlp", MLP_NAME.match(attribute))]  # mlp_act of a parallel block
     for name, outer in reversed(path):
-        telling.append(("mlp", MLP_NAME.match(name) or MLP_CLASS.search(type(outer).__name__)))
-        telling.append(("gate", GATE_CLASS.search(type(outer).__name__)))
+        made = type(outer).__name__
+        if not HEAD_NAME.match(name) and not made.endswith(
+            "Head"
+        ):  # which may be called an MLP, and is no block's
+            telling.append(("mlp", MLP_NAME.match(name) or MLP_CLASS.search(made)))
+        telling.append(("gate", GATE_CLASS.search(made)))
     kind = next((kind for kind, match in telling if match), "")
-    if kind == "gate" or (kind == "mlp" and not in_head):
-        return kind
-    return "bounded" if is_bounded(module) else "hidden"
+    return kind or ("bounded" if is_bounded(module) else "hidden")
 
 
 def _in_gated_mlp(parent: nn.Module) -> bool:
@@ -124,7 +132,7 @@ def _walk(
         if (
             isinstance(module, Anneal)
             or is_activation(module)
-            or (named and "Norm" not in type(module).__name__)
+            or (named and "Norm" not in type(parent).__name__ + type(module).__name__)
         ):
             inner = _in_gated_mlp(parent)
             gated = inner or getattr(module, "gated", False) is True
@@ -138,8 +146,9 @@ def find_places(model: nn.Module, only: str | None = None) -> tuple[list[Place],
 
     Args:
         model: any network.
-        only: glob over names of modules (``blocks.1?.*``, ``*.mlp.act``); it chooses among MLPs', hidden and
-            bounded activations alike, but never inside attention or squeeze-and-excitation. None: the rule above.
+        only: glob over names of modules (``blocks.1?.*``, ``*.mlp.act``); it chooses among MLPs' and
+            hidden activations alike, among bounded ones if it matches no others, never among gates. None: the rule
+            above.
 
     Raises:
         ValueError: there is none; says what there is instead.
@@ -149,7 +158,9 @@ def find_places(model: nn.Module, only: str | None = None) -> tuple[list[Place],
         mlps = [p for p in places if p.kind == "mlp"]
         chosen = mlps or [p for p in places if p.kind == "hidden"]
     else:
-        chosen = [p for p in places if fnmatch.fnmatchcase(p.name, only) and p.kind != "gate"]
+        matching = [p for p in places if fnmatch.fnmatchcase(p.name, only)]
+        chosen = [p for p in matching if p.kind in ("mlp", "hidden")]
+        chosen = chosen or [p for p in matching if p.kind == "bounded"]
     if not chosen:
         raise ValueError(_nothing(model, places, only))
     taken = {id(p) for p in chosen}
@@ -212,6 +223,9 @@ def functional_calls(model: nn.Module) -> list[str]:
             kinds.add(kind)
             phrases |= {f"{kind}.forward calls {name}": None for name in _calls_of(type(module))}
         for attribute, value in vars(module).items():
-            if inspect.isroutine(value) and value in _FUNCTIONS:
-                phrases[f"{kind}.{attribute} is the function {_FUNCTIONS[value]}"] = None
+            if not inspect.isroutine(value):
+                continue
+            if value in _FUNCTIONS or getattr(value, "__module__", None) in LIBRARIES:
+                name = _FUNCTIONS.get(value, value.__name__)
+                phrases[f"{kind}.{attribute} is the function {name}"] = None
     return list(phrases)

@@ -190,7 +190,9 @@ def timm_classes(name: str) -> int:
     """How many classes the weights of a timm model know."""
     from timm.models import get_pretrained_cfg
 
-    return int(get_pretrained_cfg(name.removeprefix(PREFIX)).num_classes)
+    config = get_pretrained_cfg(name.removeprefix(PREFIX))
+    assert config is not None
+    return int(config.num_classes)
 
 
 def _swap(beginning: Beginning, before: Network, options: dict[str, Any], data: Any, annealed: bool) -> None:

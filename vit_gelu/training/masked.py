@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.models import build_vit
+from vit_gelu.models import VisionTransformer, build_vit
 from vit_gelu.models.attention import Attention
 from vit_gelu.models.attention_choice import usable
 from vit_gelu.models.masked import MaskedAutoencoder, MaskedDecoder, draw_visible, visible_count
@@ -172,6 +172,11 @@ class MaskedModule(RunModule):
     @property
     def learning(self) -> MaskedAutoencoder:
         return self.autoencoder
+
+    @property
+    def network(self) -> VisionTransformer:
+        assert isinstance(self.net, VisionTransformer), "configure_model has not run"
+        return self.net
 
     @property
     def num_patches(self) -> int:

@@ -37,7 +37,7 @@ def count_flops(
     """
     parameter = next(net.parameters())
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    if not hasattr(net, "patch_drop"):
+    if not hasattr(getattr(net, "patch_drop", None), "p"):
         # One image has no batch statistics; evaluation does the same arithmetic.
         training = net.training
         net.eval()
