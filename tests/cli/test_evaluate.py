@@ -360,3 +360,25 @@ def test_a_hundred_classes_fit_on_a_screen():
         assert re.search(rf"{re.escape(name)} +{i}\.0\b", table), name
     assert lines[1].startswith(names[0])  # worst first
     assert f"{names[0]} for {names[1]}: 100 of 100" in lines[lines.index("most often mistaken:") + 1]
+
+
+@pytest.mark.parametrize("probe", ["knn", "fewshot"])
+def test_probe_of_a_checkpoint_of_others(digits_run, tmp_path, capsys, monkeypatch, probe):
+    """A file with the weights of a run has the features of the run."""
+    monkeypatch.chdir(tmp_path)
+    net, card = load_network(digits_run)
+    assert card["network"]["num_heads"] * 64 != card["network"]["embed_dim"]  # so the heads must be told
+    folder = tmp_path / "exported"
+    from vit_gelu.cli.export import main as export
+
+    assert export([str(digits_run), "--format", "timm", "--out", str(folder)]) == 0
+    options = ["--probe", probe, "--data.name", "digits"]
+    theirs = evaluate(capsys, folder, *options)
+    ours = evaluate(capsys, digits_run, *options, "--out", tmp_path / "ours")
+    assert theirs["result"] == ours["result"]
+    assert theirs["activation"] == card["network"]["activation"]
+
+
+def test_probe_of_a_checkpoint_needs_a_data_set(tmp_path, capsys):
+    torch.save({}, tmp_path / "net.pth")
+    assert "--data.name" in refusal(capsys, tmp_path / "net.pth", "--probe", "knn")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.pretrained_probe import is_run, probe_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,8 @@ HELP = """usage: vit-gelu evaluate RUN [OPTIONS]
 
 Accuracy of a trained network on a data set: in all, per class, and what it takes for what; or,
 with --probe, how much its frozen features say about the classes of any data set.
-RUN is a run folder or a checkpoint (.ckpt).
+RUN is a run folder or a checkpoint (.ckpt); with --probe also what --model.pretrained takes:
+a timm name with tag, hf-hub:OWNER/NAME, a .safetensors, .pth or .npz file, a timm folder.
 
 what is evaluated:
   --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder, with
@@ -54,6 +56,7 @@ examples:
   vit-gelu evaluate runs/cifar10-vit_tiny-gelu-seed0 --checkpoint best --split val
   vit-gelu evaluate last.ckpt --data.name ~/data/cifar10_blurred.npz --out blurred --json
   vit-gelu evaluate runs/cifar100-masked-vit_tiny-gelu-seed0 --probe linear --data.name cifar10
+  vit-gelu evaluate vit_base_patch16_224.augreg_in21k --probe fewshot --data.name cifar10
 """
 
 
@@ -64,6 +67,8 @@ def main(argv: list[str]) -> int:
         return 0
     options = _parser().parse_args(argv)
     _check_probe(options)
+    if options.probe is not None and not is_run(options.run):
+        return probe_pretrained(options)
 
     from rich.console import Console
 
