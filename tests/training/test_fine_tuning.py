@@ -1,6 +1,7 @@
 """Runs that start from a checkpoint: what is loaded, kept, swapped, blended, frozen; and runs of timm's models."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -144,11 +145,29 @@ def test_resumed_annealing_is_the_uninterrupted_one(source, tmp_path, monkeypatc
     """Stopped amid the annealing, and after it."""
     options = {"activation": "gelu_learnable", "model__anneal_activation": 9, "model__dropout": 0.1}
     record = tuned(tmp_path / "whole", source, **options)
-    train_until(monkeypatch, batches, tmp_path / "run", model__pretrained=source, **FREE, **options)
-    again = tuned(tmp_path / "run", source, "--ckpt_path", "last", **options)
+    moved = tmp_path / "moved"
+    shutil.copytree(source, moved)
+    train_until(monkeypatch, batches, tmp_path / "run", model__pretrained=moved, **FREE, **options)
+    shutil.rmtree(moved)  # what the run began from is not needed any more
+    again = tuned(tmp_path / "run", moved, "--ckpt_path", "last", **options)
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "run")
-    assert (again["val"], again["test"]) == (record["val"], record["test"])
+    for key in ("val", "test", "activation"):
+        assert again[key] == record[key]
+    assert again["pretrained"]["swap"] == record["pretrained"]["swap"]
+    assert again["model"] == {"name": "moved", "parameters": record["model"]["parameters"]}
+
+
+def test_a_run_goes_on_only_as_it_began(source, tmp_path, monkeypatch):
+    options = {"activation": "silu", "model__pretrained": source, **FREE}
+    train_until(monkeypatch, 4, tmp_path / "run", **options)
+    for change, message in (
+        ({"activation": "relu"}, "activation = 'silu', this run 'relu'"),
+        ({"model__dropout": 0.3}, "dropout = 0.0, this run 0.3"),
+        ({"model__pretrained": tmp_path}, "the run began from"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path / "run", "--ckpt_path", "last", **{**options, **change})
 
 
 @pytest.mark.parametrize("model", ["timm/test_resnet", "timm/test_vit", "timm/test_convnext"])

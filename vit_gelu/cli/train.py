@@ -25,10 +25,17 @@ what to train:
                                (default: {default}); may be given several times
   --activation NAME            gelu, relu, silu, ..., or your_package.your_module.YourActivation
   --seed N                     fixes initial weights, order, augmentation and noise (default 0)
-  --model.name SIZE            vit_tiny, vit_small, vit_base, vit_large or vit_huge
+  --model.name SIZE            vit_tiny, vit_small, vit_base, vit_large, vit_huge, or timm/NAME
   --model.patch_size N         side of a patch in pixels
   --model.embed_dim N          width; likewise --model.depth, --model.num_heads
   --model.pooling P            cls or mean
+
+from a checkpoint:
+  --model.pretrained SOURCE    a timm name with tag, hf-hub:OWNER/NAME, a file, a timm folder or a
+                               run folder; keeps its activation, unless --activation asks for another
+  --model.anneal_activation N  blend the new activation in over N steps
+  --model.freeze PART          backbone, a number of blocks, or names of modules
+  --model.layer_decay X        learning rate falls by this factor from layer to layer
 
 data:
   --data.name NAME             cifar10, cifar100, digits, an array file (.npz) or an image folder
@@ -57,6 +64,7 @@ examples:
   vit-gelu train --config digits --activation gelu
   vit-gelu train --config cifar10_cpu --activation relu --seed 1 --data.root ~/data
   vit-gelu train --activation my_package.MyAct --trainer.devices 8
+  vit-gelu train --config finetune/cifar10_cpu --model.pretrained runs/cifar100-vit_tiny-gelu-seed0
   vit-gelu train --resume runs/cifar10-vit_tiny-gelu-seed0
 """
 

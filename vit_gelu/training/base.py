@@ -131,11 +131,12 @@ class RunModule(pl.LightningModule):
         """Where the weights come from that the training starts from, for the record; None: from scratch."""
         return None
 
-    def prepare(self, data: Any) -> None:
+    def prepare(self, data: Any, saved: dict[str, Any] | None) -> None:
         """Called before data are loaded and the network is built.
 
         Args:
             data: ``ImageData``.
+            saved: card of the checkpoint that the run goes on from; None at its start.
 
         Raises:
             ValueError: a checkpoint to start from that is none.
@@ -242,6 +243,7 @@ class RunModule(pl.LightningModule):
             "epoch": self.trainer.current_epoch,
             "step": self.trainer.global_step,
             "batches_seen": self.batches_seen,
+            "origin": self.origin,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

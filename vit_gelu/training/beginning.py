@@ -13,7 +13,8 @@ from torch import nn
 
 from vit_gelu.models import build_vit
 from vit_gelu.models.anneal import AnnealHandle, anneal_activations
-from vit_gelu.models.build import Network
+from vit_gelu.models.build import Network, build_network
+from vit_gelu.models.options import pair
 from vit_gelu.models.pretrained import Pretrained, build_pretrained
 from vit_gelu.models.swap import SwapEffect, compare_logits, swap_activations
 from vit_gelu.models.timm_model import PREFIX, TimmModel, check_timm_name
@@ -101,6 +102,54 @@ def begin(
     if isinstance(pretrained, Pretrained):
         return _begin_pretrained(pretrained, options, shape, data, annealed)
     return Beginning(build_vit(**{k: v for k, v in options.items() if v is not None}, **shape))
+
+
+def begin_again(saved: dict[str, Any]) -> Beginning:
+    """The network of a run that goes on, as its checkpoint's card describes it; the weights come with the checkpoint.
+
+    Args:
+        saved: the card.
+    """
+    config = dict(saved["network"])
+    anneal, alpha = config.pop("anneal", None), config.pop("anneal_alpha", 0.0)
+    beginning = Beginning(build_network(config), record=saved["origin"])
+    if anneal is not None:
+        kwargs = anneal["activation_kwargs"]
+        beginning.anneal = anneal_activations(beginning.network, anneal["activation"], to_kwargs=kwargs)
+        beginning.anneal.set_alpha(alpha)
+    return beginning
+
+
+def check_same_start(saved: dict[str, Any], options: dict[str, Any], source: str) -> None:
+    """Refuse to go on with other options than those that the run from a checkpoint began with.
+
+    Args:
+        saved: the card of the run's own checkpoint.
+        options: of the network, as for ``begin``.
+        source: ``--model.pretrained``.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    network, origin = saved["network"], saved.get("origin") or {}
+    began = {**network, **(network.get("anneal") or {})}
+    asked = {k: v for k, v in options.items() if v is not None and k not in ("zero_init_head", "layer_scale")}
+    if isinstance(asked.get("patch_size"), int | tuple):
+        asked["patch_size"] = list(pair("patch_size", asked["patch_size"]))
+    if not is_timm(options["name"]):
+        asked.pop("name", None)
+        if origin.get("source") != source:
+            raise ValueError(
+                f"--ckpt_path: the run began from {origin.get('source', 'scratch')}, not from --model.pretrained {source}"
+            )
+    if asked.get("activation") is None:
+        asked.pop("activation_kwargs", None)
+    for name, value in asked.items():
+        if name in began and began[name] != value:
+            raise ValueError(
+                f"--ckpt_path: the checkpoint has network option {name} = {began[name]!r}, this run {value!r}; a run "
+                "goes on only as it began"
+            )
 
 
 def _begin_pretrained(

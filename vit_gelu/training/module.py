@@ -18,11 +18,12 @@ from vit_gelu.training.beginning import (
     Beginning,
     anneal_share,
     begin,
+    begin_again,
+    check_same_start,
     fill_defaults,
     is_timm,
     timm_images,
 )
-from vit_gelu.training.checkpoint import CARD
 from vit_gelu.training.compilation import check_cuda_graphs, compile_network
 from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
@@ -202,13 +203,23 @@ class ClassificationModule(RunModule):
         )
         self.pretrained, self.frozen_parts, self.anneal_steps = pretrained, freeze, anneal_activation
         self.checkpoint: Pretrained | None = None
+        self.saved: dict[str, Any] | None = None
         self.beginning: Beginning | None = None
         self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.whiten_patches = whiten_patches
         self.label_smoothing = label_smoothing
 
-    def prepare(self, data: Any) -> None:
-        """Read the checkpoint, and have the images come as it knows them: size, mean and standard deviation."""
+    def prepare(self, data: Any, saved: dict[str, Any] | None) -> None:
+        """Read what the run starts from, and have the images come as that knows them: size, mean and deviation.
+
+        A run that goes on has all of it in its own checkpoint: where the other one lay does not matter any more.
+        """
+        if saved is not None and self.pretrained is not None:
+            check_same_start(saved, self.network_options, self.pretrained)
+            self.saved = saved
+            seen = saved["data"]
+            data.follow(tuple(seen["image_size"]), lambda channels: (tuple(seen["mean"]), tuple(seen["std"])))
+            return
         if is_timm(self.network_options["name"]):
             if self.pretrained not in (None, TIMMS_OWN):
                 raise ValueError(
@@ -227,8 +238,8 @@ class ClassificationModule(RunModule):
     @property
     def description(self) -> dict[str, Any]:
         asked = super().description
-        if self.checkpoint is not None:
-            asked["name"] = self.checkpoint.name
+        if self.pretrained is not None and self.origin is not None:
+            asked["name"] = self.origin["name"]
         if self.net is None:
             return asked
         config = self.net.config
@@ -262,12 +273,15 @@ class ClassificationModule(RunModule):
         if self.cuda_graphs:
             check_cuda_graphs(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.beginning = begin(
-            self.network_options,
-            data,
-            pretrained=self.checkpoint or self.pretrained,
-            annealed=self.anneal_steps is not None,
-        )
+        if self.saved is not None:
+            self.beginning = begin_again(self.saved)
+        else:
+            self.beginning = begin(
+                self.network_options,
+                data,
+                pretrained=self.checkpoint or self.pretrained,
+                annealed=self.anneal_steps is not None,
+            )
         self.net = self.beginning.network
         if self.trainer.is_global_zero:
             print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
@@ -296,15 +310,6 @@ class ClassificationModule(RunModule):
             anneal.set_alpha(share)
         elif not anneal.finished:
             anneal.finish()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        anneal = self.beginning.anneal if self.beginning is not None else None
-        saved = (checkpoint.get(CARD) or {}).get("network") or {}
-        if anneal is not None and "anneal" not in saved:
-            anneal.finish()  # before the checkpoint's time
-        elif anneal is not None:
-            anneal.set_alpha(saved["anneal_alpha"])
-        super().on_load_checkpoint(checkpoint)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.

@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.base import RunModule
-from vit_gelu.training.checkpoint import read_checkpoint
+from vit_gelu.training.checkpoint import CARD, read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.config_hash import config_hash
 from vit_gelu.training.metrics import MaskedScore, Score
@@ -104,7 +104,7 @@ def train(
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     data.seed = module.seed
-    module.prepare(data)
+    module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     record: dict[str, Any] = {
