@@ -203,7 +203,7 @@ def test_gates_stay():
         (
             "caformer_s18",
             {"StarReLU( (relu): ReLU() ) mlp": 18},
-            {"relu hidden": 6, "SquaredReLU( (relu): ReLU() ) hidden": 1},
+            {"StarReLU( (relu): ReLU() ) hidden": 6, "SquaredReLU( (relu): ReLU() ) hidden": 1},
         ),
         ("vgg11", {"relu hidden": 10}, {}),
     ],
