@@ -132,7 +132,9 @@ def verify(
             got = torch.cat([reloaded(batch) for batch in given[:n].split(size)]).double()
         if got.shape != expected.shape:
             raise ExportFailed(f"reloaded, it gives logits of shape {tuple(got.shape)} for {n} images")
-        worst = float(torch.stack([(got - expected).abs().max(), torch.tensor(worst)]).max())  # NaN stays NaN
+        worst = float(
+            torch.stack([(got - expected).abs().max(), torch.tensor(worst, dtype=torch.float64)]).max()
+        )  # NaN stays NaN
         sizes.append(size)
         if not worst <= tolerance:
             raise ExportFailed(
