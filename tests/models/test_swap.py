@@ -88,6 +88,10 @@ def test_only_part_of_it_is_said_in_the_config():
         VisionTransformer(**net.config)
     swap_activations(net, "relu", only="blocks.0.*")
     assert net.config["activation"] == "relu"
+    # A layer that the option does not mean: the same activations in the MLPs, and yet no network that it builds.
+    other = ours(representation_size=8)
+    swap_activations(other, "gelu", only="pre_logits.*")
+    assert other.config["activation"] == "mixed"
 
 
 @pytest.mark.parametrize("to", ["relu", "silu", "prelu"])
@@ -203,7 +207,7 @@ def test_gates_stay():
         (
             "caformer_s18",
             {"StarReLU( (relu): ReLU() ) mlp": 18},
-            {"relu hidden": 6, "SquaredReLU( (relu): ReLU() ) hidden": 1},
+            {"StarReLU( (relu): ReLU() ) hidden": 6, "SquaredReLU( (relu): ReLU() ) hidden": 1},
         ),
         ("vgg11", {"relu hidden": 10}, {}),
     ],

@@ -107,6 +107,14 @@ def test_no_weight_decay_is_handed_on():
     assert net.no_weight_decay() >= {"pos_embed", "cls_token"} | learned
 
 
+@pytest.mark.parametrize("activation", ["identity", "tests.models.test_swap.Sine"])
+def test_what_only_its_place_tells_to_be_an_activation(activation):
+    """In a network without MLPs the new objects are not known as activations by their class."""
+    net = TimmModel("timm/resnet18", 5, 32, 3, activation, seed=0)
+    assert net.config["activation"] == activation
+    assert build_network(net.config).config == net.config
+
+
 def test_another_timm_that_builds_another_activation_is_refused():
     with pytest.raises(ValueError, match="its own activation was relu, but this timm builds it with gelu"):
         vit(native_activation="relu")

@@ -68,7 +68,10 @@ def is_activation(module: nn.Module) -> bool:
         or kind.__module__ in LIBRARIES
         or kind.__module__ == modules.__name__
         or any(kind is spec.factory for spec in ACTIVATIONS.values())
-        or (_BY_NAME.search(kind.__name__) is not None and next(module.children(), None) is None)
+        or (
+            _BY_NAME.search(kind.__name__) is not None
+            and all(isinstance(m, TORCH) for m in module.children())
+        )
     )
 
 

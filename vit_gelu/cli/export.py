@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     from vit_gelu.export.folder import MARKER, refuse_to_overwrite
     from vit_gelu.export.formats import check_format, export
     from vit_gelu.export.trained import read_trained
-    from vit_gelu.export.verification import ExportMismatch
+    from vit_gelu.export.verification import ExportFailed
     from vit_gelu.training.checkpoint import find_checkpoint
 
     check_format(options.format, preprocessing=options.with_preprocessing)
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
             overwrite=options.overwrite,
             root=options.data_root,
         )
-    except ExportMismatch as error:
+    except ExportFailed as error:
         print(f"vit-gelu export: failed: {error}; nothing was kept", file=sys.stderr)
         return FAILED
     record = json.loads((out / MARKER).read_text())

@@ -8,9 +8,9 @@ from vit_gelu.export import graphs
 from vit_gelu.export.folder import MARKER, refuse_to_overwrite, whole_folder
 from vit_gelu.export.state_dict import PICKLED, WEIGHTS, read_state_dict, write_state_dict
 from vit_gelu.export.timm_folder import read_timm, write_timm
-from vit_gelu.export.timm_form import timm_form
+from vit_gelu.export.timm_form import TimmForm, timm_form
 from vit_gelu.export.trained import Trained
-from vit_gelu.export.verification import CheckImages, Verification, check_images, verify
+from vit_gelu.export.verification import CheckImages, ExportFailed, Verification, check_images, verify
 from vit_gelu.training.record import write_json
 
 FORMATS = ("timm", "state_dict", "onnx", "torch_export")
@@ -59,7 +59,7 @@ def export(
 
     Raises:
         ValueError: the format cannot hold this network, or the folder is taken. Nothing was written.
-        ExportMismatch: what was written is not the network. It is deleted.
+        ExportFailed: what was written is not the network. It is deleted.
         OSError: the folder cannot be written.
     """
     check_format(name, preprocessing=preprocessing)
@@ -67,18 +67,39 @@ def export(
     form = timm_form(trained) if name == "timm" else None
     images = check_images(trained, root)
     with whole_folder(out) as folder:
-        noted: dict[str, Any] = {}
-        if form is not None:
-            noted = write_timm(trained, folder, form)
-        elif name == "state_dict":
-            write_state_dict(trained, folder)
-        elif name == "onnx":
-            noted = graphs.write_onnx(trained, folder, preprocessing=preprocessing)
-        else:
-            noted = graphs.write_torch_export(trained, folder, preprocessing=preprocessing)
-        verified = _verify(trained, name, folder, images, preprocessing)
+        noted = _write(trained, name, folder, form, preprocessing)
+        try:
+            verified = _verify(trained, name, folder, images, preprocessing)
+        except (ExportFailed, OSError):
+            raise
+        except Exception as error:  # of a runtime that cannot read or run what its exporter wrote
+            raise ExportFailed(f"it cannot be read again: {_line(error)}") from error
         write_json(folder / MARKER, _record(trained, name, preprocessing, noted, verified))
     return verified
+
+
+def _write(
+    trained: Trained, name: str, folder: Path, form: TimmForm | None, preprocessing: bool
+) -> dict[str, Any]:
+    if form is not None:
+        return write_timm(trained, folder, form)
+    if name == "state_dict":
+        write_state_dict(trained, folder)
+        return {}
+    write = graphs.write_onnx if name == "onnx" else graphs.write_torch_export
+    try:
+        return write(trained, folder, preprocessing=preprocessing)
+    except OSError:
+        raise
+    except Exception as error:  # the tracer, the exporter and the compiler each have their own
+        raise ExportFailed(
+            f"{trained.activation} in this network cannot be turned into a graph: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _verify(

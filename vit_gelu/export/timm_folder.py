@@ -11,7 +11,7 @@ from vit_gelu.export.model_card import model_card
 from vit_gelu.export.state_dict import tensors_of
 from vit_gelu.export.timm_form import TimmForm
 from vit_gelu.export.trained import Trained
-from vit_gelu.export.verification import ExportMismatch
+from vit_gelu.export.verification import ExportFailed
 from vit_gelu.training.record import write_json, write_text
 
 
@@ -59,7 +59,7 @@ def read_timm(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
     """Images to logits, through stock timm from the files alone.
 
     Raises:
-        ExportMismatch: timm does not load it, or counts other parameters.
+        ExportFailed: timm does not load it, or counts other parameters.
     """
     import timm
 
@@ -67,10 +67,10 @@ def read_timm(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:  # whatever timm raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportMismatch(f"timm {timm.__version__} does not load it: {lines[0][:200]}") from None
+        raise ExportFailed(f"timm {timm.__version__} does not load it: {lines[0][:200]}") from None
     own = {name: tuple(value.shape) for name, value in trained.net.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if own != theirs:
         different = sorted(own.items() ^ theirs.items())[:3]
-        raise ExportMismatch(f"timm's model has other parameters: {different}")
+        raise ExportFailed(f"timm's model has other parameters: {different}")
     return model

@@ -6,10 +6,11 @@ from typing import Any
 from timm.layers import get_act_layer
 from torch import nn
 
+from vit_gelu.activations import build_activation
 from vit_gelu.activations.recognition import describe_activation, name_activation
 from vit_gelu.export.trained import Trained
 from vit_gelu.models import VIT_SIZES, VisionTransformer
-from vit_gelu.models.activation_places import all_places, find_places
+from vit_gelu.models.activation_places import all_places
 from vit_gelu.models.timm_model import PREFIX, TimmModel
 
 # Our names, where timm's ``act_layer`` of that name is the same function with the same parameters.
@@ -203,13 +204,9 @@ def _of_timm(net: TimmModel) -> TimmForm:
     if net.config["activation"] is None:
         return TimmForm(architecture, arguments, cfg)
     # A model whose activations were swapped one by one is stock timm only if timm's own option sets the same ones.
+    new = build_activation(net.config["activation"], **net.config["activation_kwargs"])
+    arguments["act_layer"] = _gate(new) if getattr(new, "gated", False) else act_layer(new)
     here = {p.name: describe_activation(p.module) for p in all_places(net)}
-    names = {act_layer(p.module) for p in all_places(net) if describe_activation(p.module) == _described(net)}
-    if len(names) != 1:
-        raise refusal(
-            f"activation {net.config['activation']} in {architecture}: not one that timm's act_layer can name"
-        )
-    arguments["act_layer"] = names.pop()
     try:
         there = {
             p.name: describe_activation(p.module)
@@ -224,7 +221,3 @@ def _of_timm(net: TimmModel) -> TimmForm:
             f"{there.get(different)}, and is {here.get(different)} here"
         )
     return TimmForm(architecture, arguments, cfg)
-
-
-def _described(net: TimmModel) -> str:
-    return describe_activation(find_places(net)[0][0].module)

@@ -135,9 +135,25 @@ def networks_of_ours(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if described(module)]
 
 
-def note_activation(model: nn.Module, to: str, to_kwargs: dict[str, Any] | None) -> None:
-    """Let the ``config`` of our own networks say what is in their MLPs now."""
+def note_activation(
+    model: nn.Module, to: str, to_kwargs: dict[str, Any] | None, pairs: list[tuple[Place, nn.Module]]
+) -> None:
+    """Let the ``config`` of our own networks say what will be in them; to be called before it is put there.
+
+    A network that ends up with several activations, or with new ones where building it puts none, is ``mixed``.
+    """
     for net in networks_of_ours(model):
-        different = {describe_activation(place.module) for place in find_places(net)[0]}
-        net.config["activation"] = to if len(different) == 1 else MIXED
-        net.config["activation_kwargs"] = dict(to_kwargs or {}) if len(different) == 1 else {}
+        inside = {id(module) for module in net.modules()}
+        changed = {(id(p.parent), p.attribute): new for p, new in pairs if id(p.parent) in inside}
+        if not changed:
+            continue
+        new = describe_activation(next(iter(changed.values())))
+        try:
+            meant = {(id(p.parent), p.attribute): describe_activation(p.module) for p in find_places(net)[0]}
+        except ValueError:
+            meant = {}
+        uniform = changed.keys() <= meant.keys() and all(
+            place in changed or old == new for place, old in meant.items()
+        )
+        net.config["activation"] = to if uniform else MIXED
+        net.config["activation_kwargs"] = dict(to_kwargs or {}) if uniform else {}

@@ -49,9 +49,9 @@ def swap_activations(
     """
     pairs, left = build_replacements(model, to, to_kwargs, only)
     done = report(model, to, to_kwargs, pairs, left)
+    note_activation(model, to, to_kwargs, pairs)
     for place, new in pairs:
         place.put(new)
-    note_activation(model, to, to_kwargs)
     return done
 
 
