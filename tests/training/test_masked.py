@@ -166,7 +166,7 @@ def uninterrupted(tmp_path_factory):
     return out, pretrain(out, **NOISY)
 
 
-@pytest.mark.parametrize("batches", [4, 10, 15])
+@pytest.mark.parametrize("batches", [4, 10])
 def test_resume_is_bit_identical(uninterrupted, tmp_path, monkeypatch, batches):
     from vit_gelu.training.speed import SpeedMeter
 
