@@ -226,7 +226,11 @@ class MaskedModule(RunModule):
             compile_network(self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
 
     def _choose_for_decoder(self, data: Any) -> None:
-        """The decoder's attention follows the network's, where that can compute it; else the rule decides."""
+        """The decoder's attention follows the network's; where that cannot compute it, the rule decides for auto.
+
+        Raises:
+            ValueError: a kernel that was asked for, and cannot.
+        """
         assert self.decoder is not None
         assert self.attention_in_use is not None
         used, device = self.attention_in_use, self.trainer.strategy.root_device
@@ -238,10 +242,17 @@ class MaskedModule(RunModule):
             mine = replace(
                 shape, heads=heads, head_dim=self.decoder_options["embed_dim"] // heads, dropout=False
             )
-            kernels.append(kernel if usable(kernel, mine, device) else mine.default)
+            able = usable(kernel, mine, device)
+            if not able and self.network.config["attention"] != "auto":
+                raise ValueError(
+                    f"--model.attention {kernel}: cannot compute the decoder ({heads} heads of {mine.head_dim}) in "
+                    f"{mine.dtype} on {device.type}; set it to auto, or change --model.decoder_num_heads"
+                )
+            kernels.append(kernel if able else mine.default)
         for module in self.decoder.modules():
             if isinstance(module, Attention):
                 module.set_kernels(*kernels)
+        self.attention_in_use = replace(used, why=f"{used.why}; decoder: {', '.join(kernels)}")
 
     def count_flops(self, image_shape: tuple[int, int, int], patches_left_out: float) -> int:
         """Floating-point operations of one image's step, network and decoder; see ``speed.flops_of``."""
