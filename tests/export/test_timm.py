@@ -132,6 +132,7 @@ def test_card(digits_run, tmp_path):
     assert yaml.safe_load(front)["library_name"] == "timm"
     assert f"| digits, test | 359 | {100 * record['test']['top1']:.2f} %" in body
     assert f"| digits, validation | 144 | {100 * record['val']['top1']:.2f} %" in body
+    assert "# ViT, width 48, depth 2, gelu, trained on digits" in body
     blocks = [yaml.safe_load(b.split("```")[0]) for b in body.split("```yaml\n")[1:]]
     assert blocks[0] == load_network(digits_run)[0].config
     assert blocks[1]["model"]["embed_dim"] == 48

@@ -6,6 +6,7 @@ import yaml
 
 from vit_gelu import __version__
 from vit_gelu.export.trained import Trained
+from vit_gelu.models import VisionTransformer
 
 PRIVATE = ("root", "default_root_dir")  # paths of the machine
 
@@ -63,11 +64,14 @@ def model_card(trained: Trained, architecture: str) -> str:
     seed = trained.card["seed"]
     recipe = yaml.safe_dump({"seed_everything": seed, **run}, sort_keys=False, allow_unicode=True).strip()
     mean, std = ([round(v, 4) for v in values] for values in (trained.mean, trained.std))
+    title = architecture
+    if isinstance(net, VisionTransformer):  # timm's name is but an entry whose options are all overridden
+        title = f"ViT, width {net.config['embed_dim']}, depth {net.config['depth']}"
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
-        f"# {architecture}, {trained.activation}, trained on {data['name']}",
+        f"# {title}, {trained.activation}, trained on {data['name']}",
         "",
         f"An image classifier of {len(trained.class_names)} classes with {parameters:,} parameters, activation "
         f"**{trained.activation}**, trained with vit_gelu {__version__}.",

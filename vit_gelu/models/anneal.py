@@ -67,6 +67,7 @@ def anneal_activations(
     Raises:
         ValueError: see ``swap_activations``; for a network of ours also with ``only``, which its config could not say.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
     >>> anneal = anneal_activations(model, "relu")
     >>> anneal.set_alpha(0.5)
