@@ -58,6 +58,8 @@ class Transfer:
                 *where,
                 "--trainer.enable_progress_bar",
                 "false",
+                "--model.compile",  # eager: runs of a minute or two would spend half of it on compiling
+                "false",
             ]
             done = subprocess.run(command, cwd=checkout.ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
