@@ -22,6 +22,7 @@ from vit_gelu.activations.distributions import (
     distribution,
 )
 from vit_gelu.activations.eager import widen
+from vit_gelu.activations.rectifiers import rectify
 
 SIGMOID_SCALE = 1.702  # GELU paper §2
 
@@ -62,7 +63,7 @@ def relu(x: Tensor) -> Tensor:
     >>> relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([0., 0., 1.])
     """
-    return F.relu(x)
+    return rectify(x, 0.0)
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
@@ -164,11 +165,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     >>> leaky_relu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.0100,  0.0000,  1.0000])
     """
-    if torch.compiler.is_compiling() and x.device.type == "cpu" and negative_slope >= 0:
-        # In place of a copy, which the compiler removes, the gradient comes from the result, which the next layer
-        # keeps anyway. Else a boolean mask is kept, which Inductor writes without vector instructions.
-        return F.leaky_relu(x.clone(), negative_slope, inplace=True)
-    return F.leaky_relu(x, negative_slope)
+    return rectify(x, negative_slope)
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
@@ -197,7 +194,7 @@ def relu_squared(x: Tensor) -> Tensor:
     >>> relu_squared(torch.tensor([-1.0, 0.0, 3.0]))
     tensor([0., 0., 9.])
     """
-    positive = F.relu(x)
+    positive = rectify(x, 0.0)
     return positive * positive  # not .square(), which autocast turns into float32
 
 

@@ -70,6 +70,13 @@ class ReLUSquared(nn.Module):
         return functional.relu_squared(x)
 
 
+class ReLU(nn.ReLU):
+    """``functional.relu``: torch's module in a form that compiles to faster code on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.relu(input)
+
+
 class LeakyReLU(nn.LeakyReLU):
     """``functional.leaky_relu``: torch's module in a form that compiles to faster code on a CPU."""
 

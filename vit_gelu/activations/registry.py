@@ -222,7 +222,7 @@ register_activation(
     paper=_GELU_PAPER,
 )
 register_activation(
-    "relu", lambda: nn.ReLU(), formula="max(x, 0)", latex=r"\max(x, 0)", paper="Nair & Hinton 2010, ICML"
+    "relu", modules.ReLU, formula="max(x, 0)", latex=r"\max(x, 0)", paper="Nair & Hinton 2010, ICML"
 )
 register_activation(
     "elu",
@@ -324,7 +324,7 @@ register_activation(
 )
 register_activation(
     "reglu",
-    lambda: modules.GatedLinearUnit(nn.ReLU()),
+    lambda: modules.GatedLinearUnit(modules.ReLU()),
     formula="relu(x1) x2 for the halves x1, x2 of the last dimension",
     latex=r"\max(x_1, 0) \otimes x_2",
     paper=_GLU_PAPER,
