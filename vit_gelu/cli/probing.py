@@ -57,7 +57,11 @@ def run_probe(
     n = f"{len(judges):,} images"
     if probe == "knn":
         hits = knn_probe(train, judges, source.num_classes, neighbours=neighbours)
-        settings: dict[str, Any] = {"neighbours": neighbours, "temperature": TEMPERATURE, "train_n": len(train)}
+        settings: dict[str, Any] = {
+            "neighbours": neighbours,
+            "temperature": TEMPERATURE,
+            "train_n": len(train),
+        }
         line = (
             f"knn probe: top-1 {100 * hits.top1:.2f} %  ({hits.correct:,} of {n}; {neighbours} of "
             f"{len(train):,} neighbours by cosine, temperature {TEMPERATURE})"

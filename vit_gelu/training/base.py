@@ -42,7 +42,10 @@ class RunModule(pl.LightningModule):
 
     objective = "classification"
     splits: tuple[str, ...] = ("val", "test")
-    continued: tuple[str, ...] = ("network", "data")  # parts of the card that a run must have in common with its checkpoint
+    continued: tuple[str, ...] = (
+        "network",
+        "data",
+    )  # parts of the card that a run must have in common with its checkpoint
 
     def __init__(
         self,
