@@ -136,10 +136,9 @@ class Transfer:
 
 def top1_of(run: Path, activation: str | None) -> float:
     """Validation top-1 of a run's network, with another activation in the place of its own, before any training."""
-    from vit_gelu.models.swap import swap_activations
-
     from vit_gelu.cli.counting import count
     from vit_gelu.cli.evaluation_data import load_split, run_config
+    from vit_gelu.models.swap import swap_activations
     from vit_gelu.training.checkpoint import find_checkpoint, load_network
 
     network, card = load_network(run)

@@ -329,7 +329,9 @@ def test_inductor_keeps_no_boolean_mask(name):
     x = torch.randn(32, 32, 128)
     _, codes = run_and_get_code(lambda: torch.compile(layers, fullgraph=True)(x).sum().backward())
     assert len(codes) == 2
-    assert not [line for code in codes for line in code.splitlines() if "torch.bool" in line and "empty" in line]
+    assert not [
+        line for code in codes for line in code.splitlines() if "torch.bool" in line and "empty" in line
+    ]
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.01, 1.0, -0.5])

@@ -366,7 +366,7 @@ def test_a_hundred_classes_fit_on_a_screen():
 def test_probe_of_a_checkpoint_of_others(digits_run, tmp_path, capsys, monkeypatch, probe):
     """A file with the weights of a run has the features of the run."""
     monkeypatch.chdir(tmp_path)
-    net, card = load_network(digits_run)
+    _, card = load_network(digits_run)
     assert card["network"]["num_heads"] * 64 != card["network"]["embed_dim"]  # so the heads must be told
     folder = tmp_path / "exported"
     from vit_gelu.cli.export import main as export

@@ -54,7 +54,7 @@ def test_a_run_that_does_not_move_is_its_checkpoint(source, tmp_path):
 
 
 def test_swap_is_reported_as_it_is(source, tmp_path, capsys):
-    """The reported change of the logits, by hand: the same weights in a network that was built with the new activation."""
+    """The change of the logits by hand: the same weights in a network that was built with the new activation."""
     record = tuned(tmp_path / "run", source, activation="tanh", **ARRIVED)
     old, card = load_network(source)
     new = build_vit(**{"name": "vit_tiny", **card["network"], "activation": "tanh"})
@@ -91,7 +91,9 @@ def test_images_come_as_the_checkpoint_knows_them(source, tmp_path):
 
 
 def test_own_config_repeats_the_run(source, tmp_path):
-    first = tuned(tmp_path / "first", source, activation="silu", model__layer_decay=0.8, model__warmup_steps=3)
+    first = tuned(
+        tmp_path / "first", source, activation="silu", model__layer_decay=0.8, model__warmup_steps=3
+    )
     from vit_gelu.cli.train import main
 
     config = tmp_path / "first" / "config.yaml"
@@ -143,7 +145,12 @@ def test_annealing_follows_the_steps(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize("batches", [4, 13])
 def test_resumed_annealing_is_the_uninterrupted_one(source, tmp_path, monkeypatch, batches):
     """Stopped amid the annealing, and after it."""
-    options = {"activation": "gelu_learnable", "model__anneal_activation": 9, "model__dropout": 0.1}
+    options = {
+        "activation": "gelu_learnable",
+        "model__anneal_activation": 9,
+        "model__dropout": 0.1,
+        "model__ema_decay": 0.9,
+    }
     record = tuned(tmp_path / "whole", source, **options)
     moved = tmp_path / "moved"
     shutil.copytree(source, moved)

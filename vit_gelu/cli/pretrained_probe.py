@@ -47,7 +47,9 @@ def probe_pretrained(options: Any) -> int:
     network, changes = build_pretrained(
         pretrained, image_size=data.image_size, in_channels=data.in_channels, num_classes=0
     )
-    name = f"evaluation-{data.source.name}-{options.split}-{pretrained.name.replace('/', '-')}-{options.probe}"
+    name = (
+        f"evaluation-{data.source.name}-{options.split}-{pretrained.name.replace('/', '-')}-{options.probe}"
+    )
     out = Path(options.out).expanduser() if options.out is not None else Path(name)
     refuse_to_overwrite(out, options.overwrite, (PROBE,), "a probe")
     precision, batch_size = options.precision or "32-true", options.batch_size or 512
@@ -89,7 +91,9 @@ def probe_pretrained(options: Any) -> int:
     if options.json:
         print(json.dumps(record, indent=1, allow_nan=False))
         return 0
-    print(f"{pretrained.name} on {data.source.name}, {options.split}; {precision} on {record['env']['device']}")
+    print(
+        f"{pretrained.name} on {data.source.name}, {options.split}; {precision} on {record['env']['device']}"
+    )
     print(*record["changes"], *found.lines, sep="\n")
     print(f"\nfile: {out / PROBE}")
     return 0

@@ -140,7 +140,7 @@ def check_same_start(saved: dict[str, Any], options: dict[str, Any], source: str
         asked.pop("name", None)
         if origin.get("source") != source:
             raise ValueError(
-                f"--ckpt_path: the run began from {origin.get('source', 'scratch')}, not from --model.pretrained {source}"
+                f"--ckpt_path: the run began from {origin.get('source', 'scratch')}, not --model.pretrained {source}"
             )
     if asked.get("activation") is None:
         asked.pop("activation_kwargs", None)

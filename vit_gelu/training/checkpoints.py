@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vit_gelu.models.anneal import finish_annealing
 from vit_gelu.training.monitor import Monitor
 
 
@@ -47,6 +48,11 @@ class AveragedWeights(WeightAveraging):
         if "averaging_state" not in checkpoint:
             raise ValueError("--model.ema_decay: the checkpoint was written without averaged weights")
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def finish_annealing(self) -> None:
+        """The network has its new activations alone from now on: so has its average."""
+        if self._average_model is not None:
+            finish_annealing(self._average_model)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         # The average is in the module now; left here, a later validation of other weights would be swapped for it.

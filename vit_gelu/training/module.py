@@ -24,6 +24,7 @@ from vit_gelu.training.beginning import (
     is_timm,
     timm_images,
 )
+from vit_gelu.training.checkpoints import AveragedWeights
 from vit_gelu.training.compilation import check_cuda_graphs, compile_network
 from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
@@ -223,8 +224,8 @@ class ClassificationModule(RunModule):
         if is_timm(self.network_options["name"]):
             if self.pretrained not in (None, TIMMS_OWN):
                 raise ValueError(
-                    f"--model.pretrained {self.pretrained}: of {self.network_options['name']} only {TIMMS_OWN}, its own "
-                    "weights; checkpoints are read into plain ViTs"
+                    f"--model.pretrained {self.pretrained}: of {self.network_options['name']} only {TIMMS_OWN}, its "
+                    "own weights; checkpoints are read into plain ViTs"
                 )
             if self.pretrained is not None:
                 size, mean, std = timm_images(self.network_options["name"])
@@ -304,12 +305,14 @@ class ClassificationModule(RunModule):
             steps = self.patch_dropout_until * self.trainer.estimated_stepping_batches
             self.network.patch_drop.p = self.patch_dropout if self.trainer.global_step < steps else 0.0
 
-    @staticmethod
-    def _anneal(anneal: AnnealHandle, share: float) -> None:
+    def _anneal(self, anneal: AnnealHandle, share: float) -> None:
         if share < 1:
             anneal.set_alpha(share)
         elif not anneal.finished:
             anneal.finish()
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, AveragedWeights):
+                    callback.finish_annealing()
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.
