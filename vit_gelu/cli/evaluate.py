@@ -34,9 +34,10 @@ what is evaluated:
 
 probes (the head is left out; learn from the train images; judged by --split test or val):
   --probe linear           logistic regression, its regularisation chosen on val, never on test
-  --probe fewshot          least squares from --shots N ... images per class (default: 10), the
-                           ViT paper's; mean and deviation of five draws
-  --probe knn              a vote of the --neighbours N nearest images (default: 20)
+  --probe fewshot          least squares from a few images per class, the ViT paper's; five draws
+  --probe knn              a vote of the nearest images
+  --shots N ...            images per class, of fewshot (default: 10)
+  --neighbours N           images that vote, of knn (default: 20)
 
 how:
   --device auto|cpu|cuda   default: a GPU where there is one
@@ -53,7 +54,6 @@ result:
 
 examples:
   vit-gelu evaluate runs/digits-vit_tiny-gelu-seed0
-  vit-gelu evaluate runs/cifar10-vit_tiny-gelu-seed0 --checkpoint best --split val
   vit-gelu evaluate last.ckpt --data.name ~/data/cifar10_blurred.npz --out blurred --json
   vit-gelu evaluate runs/cifar100-masked-vit_tiny-gelu-seed0 --probe linear --data.name cifar10
   vit-gelu evaluate vit_base_patch16_224.augreg_in21k --probe fewshot --data.name cifar10

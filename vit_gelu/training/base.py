@@ -81,7 +81,7 @@ class RunModule(pl.LightningModule):
             raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
         if warmup_steps is not None and (warmup_steps < 0 or warmup_epochs):
             raise ValueError(
-                f"--model.warmup_steps {warmup_steps}: must be >= 0, and not beside --model.warmup_epochs {warmup_epochs:g}"
+                f"--model.warmup_steps {warmup_steps}: must be >= 0, and --model.warmup_epochs 0 beside it"
             )
         check_choice(network_options["attention"], attention_choice)
         if cuda_graphs and not compile:
