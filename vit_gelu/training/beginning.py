@@ -157,7 +157,8 @@ def _begin_pretrained(
 ) -> Beginning:
     if options["name"] is not None:
         raise ValueError(
-            f"--model.name {options['name']}: not with --model.pretrained, which says what the model is"
+            f"--model.name {options['name']}: not with --model.pretrained, which says what the model is\n"
+            "Is it the recipe's? --model.name null takes it back, as it does for other options of the network"
         )
     rest = {k: v for k, v in options.items() if k not in ("name", "activation", "activation_kwargs")}
     if rest["zero_init_head"] is None:
