@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,26 @@ def _positive(text: str) -> float:
     return value
 
 
+def fitting(widths: list[int], columns: int) -> int:
+    """How many columns of a table stand in a line of a terminal, two blanks apart; the report has them all.
+
+    >>> fitting([8, 6, 6], 80), fitting([8, 6, 6], 23), fitting([8, 6, 6], 3)
+    (3, 2, 1)
+    """
+    return max(1, sum(sum(widths[: i + 1]) + 2 * i <= columns for i in range(len(widths))))
+
+
 def _print(document: Any, left_out: list[Any]) -> None:
     print(*document.answer, sep="\n")
     table = document.results
     widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
+    if sys.stdout.isatty():
+        widths = widths[: fitting(widths, shutil.get_terminal_size().columns)]
     print()
     for row in (table.header, *table.rows):
         cells = (
             cell.ljust(width) if i in table.text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
         print("  ".join(cells).rstrip())
     for note in document.notes:
