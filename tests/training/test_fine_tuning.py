@@ -235,3 +235,21 @@ def test_a_missing_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"--model\.pretrained .*no such file or folder"):
         train(tmp_path / "run", model__pretrained=tmp_path / "nothing.pth", **FREE)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_of_ones_own_loads_the_checkpoint_too(source):
+    """Without the command line nothing may start from scratch in silence."""
+    import lightning as L
+
+    from vit_gelu.data import ImageData
+    from vit_gelu.training.module import ClassificationModule
+
+    module = ClassificationModule(pretrained=str(source), attention="explicit", lr=1e-12, weight_decay=0.0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", devices=1, enable_model_summary=False, **options)
+    trainer.fit(module, datamodule=ImageData("digits", global_batch_size=64))
+    before, _ = load_network(source)
+    torch.testing.assert_close(
+        dict(module.network.state_dict()), dict(before.state_dict()), rtol=0, atol=1e-6
+    )
+    assert module.checkpoint is None

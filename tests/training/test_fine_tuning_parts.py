@@ -131,3 +131,15 @@ def test_frozen_running_statistics_stay():
     before = net[1].running_mean.clone()
     net.train()(torch.randn(8, 3, 2, 2) + 5)
     assert torch.equal(net[1].running_mean, before)
+
+
+def test_the_head_of_a_timm_model_is_no_hidden_matrix():
+    from vit_gelu.models.timm_model import TimmModel
+    from vit_gelu.training.optim import parameter_groups
+
+    net = TimmModel("timm/test_resnet", num_classes=3, image_size=32)
+    fallback = {
+        id(p) for group in parameter_groups(net, 0.1) if group["use_fallback"] for p in group["params"]
+    }
+    names = {name for name, p in net.named_parameters() if p.ndim >= 2 and id(p) in fallback}
+    assert names == {"fc.weight"}

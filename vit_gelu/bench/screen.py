@@ -41,19 +41,21 @@ def _mib(size: int | None) -> str:
     return "–" if size is None else f"{size / 2**20:.1f}"
 
 
+def _table(title: str, *headings: str) -> Table:
+    """An empty table: the activation's name, then numbers under these headings."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("activation", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def activation_table(comparison: Comparison, baseline: str) -> Table:
     """Times in ms with quartiles; ratio of forward + backward to the baseline; bandwidth; memory; errors."""
     compiled = comparison.labels["mode"] == "compiled"
     rate = comparison.labels["copy_bytes_per_second"]
-    table = Table(
-        title=f"{comparison.title} (copy: {rate / 1e9:.1f} GB/s)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("activation", no_wrap=True)
-    for heading in (
+    table = _table(
+        f"{comparison.title} (copy: {rate / 1e9:.1f} GB/s)",
         "forward ms",
         "backward ms",
         "both ms [quartiles]",
@@ -63,8 +65,7 @@ def activation_table(comparison: Comparison, baseline: str) -> Table:
         "max error\ny",
         "\ndy/dx",
         *(("compile s\n(graphs)",) if compiled else ()),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    )
     for row in sorted(comparison.rows, key=lambda r: r["both"]["seconds"]["median"]):
         shares = (row["forward"]["share_of_copy"], row["backward"]["share_of_copy"])
         cells = [
@@ -92,15 +93,8 @@ def training_table(comparison: Comparison, baseline: str) -> Table:
     compiled = comparison.labels["mode"] == "compiled"
     on_gpu = comparison.rows[0]["peak_memory_bytes"] is not None
     flops = comparison.labels["peak_flops_measured"]
-    table = Table(
-        title=f"{comparison.title} (matrix product: {flops / 1e12:.3g} TFLOP/s)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("activation", no_wrap=True)
-    for heading in (
+    table = _table(
+        f"{comparison.title} (matrix product: {flops / 1e12:.3g} TFLOP/s)",
         "train\nimages/s",
         "\nms [quartiles]",
         f"\ntime / {baseline} [95 %]",
@@ -110,8 +104,7 @@ def training_table(comparison: Comparison, baseline: str) -> Table:
         "kept\nMiB",
         *(("peak\nMiB",) if on_gpu else ()),
         *(("compile s\n(graphs)",) if compiled else ()),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    )
     for row in sorted(comparison.rows, key=lambda r: r["train"]["seconds"]["median"]):
         train, inference = row["train"], row["inference"]
         cells = [

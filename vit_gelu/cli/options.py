@@ -10,17 +10,16 @@ from typing import Any, Self
 import yaml
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from vit_gelu.cli.checks import check_accelerator, check_choices, check_numbers
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
-from vit_gelu.suggest import unknown
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import SCRATCH, fill_defaults
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
@@ -32,20 +31,6 @@ from vit_gelu.training.run import run_callbacks
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
-LOGGERS = ("csv", "tensorboard", "wandb")
-
-
-def check_choices(config: Namespace) -> None:
-    """Check the options of ours that take one of a few words.
-
-    Raises:
-        UsageError: another word.
-    """
-    for name in config.loggers:
-        if name not in LOGGERS:
-            raise UsageError("--loggers: " + unknown("logger", name, LOGGERS))
-    if config.get("test_checkpoint", "last") not in ("last", "best"):
-        raise UsageError(f"--test_checkpoint {config.test_checkpoint}: must be last or best")
 
 
 class RunTrainer(Trainer):
@@ -71,43 +56,6 @@ class RunTrainer(Trainer):
             limit_test_batches=limit_test_batches,
             limit_predict_batches=limit_predict_batches,
             **kwargs,
-        )
-
-
-def check_numbers(config: Namespace) -> None:
-    """Check the numbers that Lightning takes as they come, or whose errors name no option.
-
-    Raises:
-        UsageError: a value out of its range.
-    """
-    trainer, seed = config.trainer, config.seed_everything
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed {seed}: must lie between 0 and {2**32 - 1}")
-    if trainer.accumulate_grad_batches < 1:
-        raise UsageError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: must be >= 1")
-    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
-        raise UsageError(f"--trainer.gradient_clip_val {trainer.gradient_clip_val}: must be >= 0")
-    if trainer.devices in (0, "0"):
-        raise UsageError("--trainer.devices 0: must be >= 1, or -1 or auto for all there are")
-
-
-def check_accelerator(asked: Any) -> None:
-    """Check that this machine has the kind of device that is asked for.
-
-    Raises:
-        UsageError: unknown kind, or none of it here.
-    """
-    if not isinstance(asked, str):
-        return
-    registry = AcceleratorRegistry  # asked by class: making a TPU's object needs its package
-    kinds = {name: registry[name]["accelerator"].is_available() for name in registry.available_accelerators()}
-    kinds["gpu"] = kinds.get("cuda", False) or kinds.get("mps", False)
-    here = ["auto", *sorted(name for name, there in kinds.items() if there)]
-    if asked != "auto" and asked not in kinds:
-        raise UsageError("--trainer.accelerator: " + unknown("accelerator", asked, here))
-    if asked not in here:
-        raise UsageError(
-            f"--trainer.accelerator {asked}: this machine has none (vit-gelu doctor says why); here: {', '.join(here)}"
         )
 
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from vit_gelu.cli.checks import check_choices
 from vit_gelu.cli.configs import expand_configs
-from vit_gelu.cli.options import build_parser, check_choices, fill_model_defaults, plain_options
+from vit_gelu.cli.options import build_parser, fill_model_defaults, plain_options
 from vit_gelu.data import ImageData
 from vit_gelu.training.module import ClassificationModule
 

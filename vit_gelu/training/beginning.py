@@ -101,6 +101,7 @@ def begin(
         return _begin_timm(options, shape, data, weights=pretrained is not None, annealed=annealed)
     if isinstance(pretrained, Pretrained):
         return _begin_pretrained(pretrained, options, shape, data, annealed)
+    assert pretrained is None, "the checkpoint has not been read"
     return Beginning(build_vit(**{k: v for k, v in options.items() if v is not None}, **shape))
 
 

@@ -274,6 +274,8 @@ class ClassificationModule(RunModule):
         if self.cuda_graphs:
             check_cuda_graphs(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.checkpoint is None and self.saved is None:
+            self.prepare(data, None)  # a Trainer of one's own calls nothing before
         if self.saved is not None:
             self.beginning = begin_again(self.saved)
         else:
@@ -284,6 +286,9 @@ class ClassificationModule(RunModule):
                 annealed=self.anneal_steps is not None,
             )
         self.net = self.beginning.network
+        self.checkpoint = self.saved = (
+            None  # a second copy of all weights, in every process and in the average
+        )
         if self.trainer.is_global_zero:
             print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
         freeze_parts(self.net, self.frozen_parts)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vit_gelu.suggest import unknown
+from vit_gelu.training.freeze import head_name
 from vit_gelu.training.muon import Muon
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -42,6 +43,7 @@ def parameter_groups(
         vectors, embeddings, and the head, as Jordan et al. (2024, "Muon") prescribe. Others ignore it.
     """
     scales = layer_scales or {}
+    heads = {"head", head_name(module).rpartition(".")[2]}
     rule = getattr(module, "no_weight_decay", None)
     listed: set[str] = set(rule()) if callable(rule) else set()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -51,7 +53,7 @@ def parameter_groups(
         decays = (
             parameter.ndim >= 2 and name not in listed and not getattr(parameter, "no_weight_decay", False)
         )
-        matrix = decays and name.split(".")[-2:-1] != ["head"]
+        matrix = decays and name.rpartition(".")[0].rpartition(".")[2] not in heads
         groups.setdefault((scales.get(name, 1.0), decays, matrix), []).append(parameter)
     return [
         {
