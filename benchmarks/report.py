@@ -82,9 +82,14 @@ def choose_device(asked: str) -> Any:
     """
     import torch
 
+    from vit_gelu.training.memory import keep_freed_memory
+
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA GPU here; use cpu, or auto")
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+    if asked != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    keep_freed_memory()  # for all that are compared, as ``vit-gelu train`` does
+    return torch.device("cpu")
 
 
 def versions() -> dict[str, str]:

@@ -170,6 +170,8 @@ def test_training(tmp_path, capsys, monkeypatch):
         "1",
         "--model.embed_dim",
         "48",
+        "--model.pooling",
+        "mean",
         "--batch_size",
         "2",
         "--precision",
@@ -183,7 +185,11 @@ def test_training(tmp_path, capsys, monkeypatch):
     assert record["exclusive"] is False
     assert [r["activation"] for r in record["rows"]] == ["gelu", "swiglu", "gelu_stochastic", "relu"]
     row = record["rows"][0]
-    assert (row["precision"], row["batch"], row["overrides"]) == ("bf16-mixed", 2, "embed_dim=48 depth=1")
+    assert (row["precision"], row["batch"], row["overrides"]) == (
+        "bf16-mixed",
+        2,
+        "embed_dim=48 depth=1 pooling=mean",
+    )
     train, inference = row["train"], row["inference"]
     assert train["images_per_second"] == pytest.approx(2 / train["seconds"]["median"])
     assert train["mfu"] == pytest.approx(train["flops_per_image"] * train["images_per_second"] / 1e12)

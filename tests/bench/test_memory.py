@@ -55,7 +55,7 @@ def test_relu_keeps_less_than_gelu_in_a_vit_by_one_hidden_tensor_a_layer():
 
     def kept(activation):
         net = VisionTransformer(
-            8, 4, num_classes=5, embed_dim=16, depth=2, num_heads=2, activation=activation
+            8, 4, num_classes=5, embed_dim=16, depth=2, num_heads=2, activation=activation, pooling="mean"
         )
         return kept_for_backward(lambda: net(image), exclude=net.parameters())
 

@@ -87,11 +87,19 @@ def test_the_whole_comparison_in_miniature(tmp_path, capsys, monkeypatch):
     for r in result["rows"]:
         assert r["n"] == 6
         assert r["images_per_second"] == pytest.approx(4 / (r["step_ms"] / 1e3))
-        peak, flops = result["matmul_peak_flops"][r["precision"]], result["flops_per_image"][r["phase"]]
+        whose = "ours" if r["model"] == "ours" else "peers"
+        peak, flops = (
+            result["matmul_peak_flops"][r["precision"]],
+            result["flops_per_image"][whose][r["phase"]],
+        )
         assert r["share_of_peak"] == pytest.approx(flops * r["images_per_second"] / peak)
         assert (r["ours_over_peer"] is None) == (r["model"] == "ours")
     d, tokens = 24, 5
     block = 2 * tokens * 12 * d * d + 4 * tokens * tokens * d
-    assert result["flops_per_image"]["inference"] == 2 * 4 * 48 * d + block + 2 * d * 10
+    alone = (
+        2 * tokens * 2 * d * d + 2 * 10 * d * d + 4 * tokens * d
+    )  # all keys and values, else the class token alone
+    for whose, last in (("peers", block), ("ours", alone)):
+        assert result["flops_per_image"][whose]["inference"] == 2 * 4 * 48 * d + last + 2 * d * 10
     assert result["versions"]["torch"] == torch.__version__
     assert "ours / peer [95 %]" in capsys.readouterr().out

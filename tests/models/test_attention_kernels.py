@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vit_gelu.models import Attention
-from vit_gelu.models.attention_kernels import KERNELS, strided
+from vit_gelu.models.attention_kernels import KERNELS, few_queries, strided
 
 ON_CPU = ("explicit", "matmul", "strided", "sdpa", "flash", "math")
 
@@ -34,6 +34,29 @@ def test_kernels_against_a_loop(kernel, shape):
     grad = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     mine, theirs = (torch.autograd.grad(o, qkv, grad)[0] for o in (out, expected))
     torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kernel", ON_CPU)
+def test_few_queries_are_rows_of_all(kernel):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 9, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    few = few_queries(q[:, :2], k, v, 0.0, kernel)
+    torch.testing.assert_close(few, reference(torch.stack([q, k, v], 2))[:, :2])
+
+
+@pytest.mark.parametrize("kernel", ["explicit", "matmul"])
+def test_compiled_gradients_are_those_of_the_loop(kernel):
+    qkv = torch.randn(2, 5, 3, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    torch._dynamo.reset()
+    out = torch.compile(KERNELS[kernel], fullgraph=True, backend="aot_eager")(qkv, 0.0)
+    wide = qkv.detach().double().requires_grad_()
+    expected = reference(wide)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (mine,), (theirs,) = (
+        torch.autograd.grad(out, qkv, grad),
+        torch.autograd.grad(expected, wide, grad.double()),
+    )
+    torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_all_kernels_are_tested_where_they_run():

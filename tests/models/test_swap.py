@@ -270,7 +270,7 @@ def test_gated_and_plain_do_not_mix():
         swap_activations(plain, "swiglu")
     with pytest.raises(ValueError, match="gated MLP, whose first layer is two matrices"):
         swap_activations(gated, "relu")
-    assert all(type(b.mlp.act) is nn.GELU for b in plain.blocks)
+    assert all(isinstance(b.mlp.act, nn.GELU) for b in plain.blocks)
     assert plain.config["activation"] == "gelu"
     assert plain.state_dict().keys() == before.keys()
     swap_activations(gated, "reglu")
@@ -318,7 +318,7 @@ def test_what_cannot_be_built_changes_nothing(to, kwargs, message):
     net = ours()
     with pytest.raises(ValueError, match=message):
         swap_activations(net, to, to_kwargs=kwargs)
-    assert all(type(b.mlp.act) is nn.GELU for b in net.blocks)
+    assert all(isinstance(b.mlp.act, nn.GELU) for b in net.blocks)
 
 
 def test_only_that_matches_nothing():

@@ -74,7 +74,7 @@ def test_the_kernels_are_those_that_compute(tmp_path, measurements, monkeypatch)
         monkeypatch.setitem(
             KERNELS, name, lambda qkv, p, name=name, kernel=kernel: (calls.append(name), kernel(qkv, p))[1]
         )
-    train(tmp_path / "run", **FAST)
+    train(tmp_path / "run", **FAST, model__pooling="mean")
     assert calls.count("matmul") == 3 * 2  # steps, blocks
     assert set(calls) == {"matmul", "math", "explicit"}  # explicit: the count of operations, once
     assert calls.count("explicit") == 2

@@ -1,5 +1,7 @@
 """The peak of a training in a process that has trained before."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,30 @@ def test_where_it_cannot_be_lowered_only_the_first_training_has_one(monkeypatch)
     assert memory.peak_memory() > 10 * MIB
     memory.restart_peak_memory()
     assert memory.peak_memory() is None
+
+
+COUNT_FAULTS = """
+import resource, sys
+import torch
+from vit_gelu.training.memory import keep_freed_memory
+
+def faults_of_steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16_000_000)  # 64 MB: 15,625 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults_of_steps()
+given_back = faults_of_steps()
+assert keep_freed_memory()
+faults_of_steps()
+print(given_back, faults_of_steps())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told to keep memory")
+def test_memory_of_a_step_is_kept_for_the_next():
+    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 100_000  # each step asked the system for its pages again
+    assert kept < 1_000

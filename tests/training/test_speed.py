@@ -18,20 +18,25 @@ from vit_gelu.training.speed import (
 )
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("attention", ["auto", "explicit", "sdpa"])
 @pytest.mark.parametrize(("size", "patch", "d", "depth", "heads"), [(8, 2, 32, 2, 4), (16, 4, 48, 3, 3)])
-def test_flops_equal_the_closed_form(attention, size, patch, d, depth, heads):
+def test_flops_equal_the_closed_form(attention, pooling, size, patch, d, depth, heads):
     net = VisionTransformer(
         size, patch, in_channels=3, num_classes=10, embed_dim=d, depth=depth, num_heads=heads, attention=attention,
-        dropout=0.1, seed=0,
+        dropout=0.1, pooling=pooling, seed=0,
     )  # fmt: skip
     patches = (size // patch) ** 2
     n = patches + 1
     embed = 2 * patches * d * 3 * patch * patch
-    block = 2 * n * (3 * d * d + d * d + 2 * 4 * d * d) + 2 * (2 * n * n * d)
+    last = 1 if pooling == "cls" else n  # tokens that the last block is computed for
+    blocks = [
+        2 * (2 * n * d * d + m * (d * d + d * d + 2 * 4 * d * d)) + 2 * (2 * m * n * d)
+        for m in [n] * (depth - 1) + [last]
+    ]
     head = 2 * d * 10
     # The backward pass does each product twice, but nobody needs the gradient of the pixels.
-    expected = 3 * (embed + depth * block + head) - embed
+    expected = 3 * (embed + sum(blocks) + head) - embed
     random_state = torch.get_rng_state()
     assert count_flops(net, (3, size, size)) == expected
     assert torch.equal(torch.get_rng_state(), random_state)

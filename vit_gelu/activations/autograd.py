@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.activations import eager
-from vit_gelu.activations.distributions import Distribution
+from vit_gelu.activations import eager, half_precision
+from vit_gelu.activations.distributions import NORMAL, Distribution
 from vit_gelu.activations.eager import has_memory, widen
 
 
@@ -31,7 +31,8 @@ def standardise(wide: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tens
 def cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
     """x·F((x − μ)/σ) as a plain formula, in the dtype of x."""
     wide = widen(x)
-    return (wide * dist.cdf(standardise(wide, mu, sigma))).to(x.dtype)
+    cdf = half_precision.normal_cdf if dist is NORMAL and half_precision.serves(x) else dist.cdf
+    return (wide * cdf(standardise(wide, mu, sigma))).to(x.dtype)
 
 
 def cdf_partials(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.activations import eager
+from vit_gelu.activations import eager, half_precision
 from vit_gelu.activations.distributions import normal_cdf
 
 # 32 random bits r, as an integer from −2³¹, become a number strictly between −1 and 1: P(r < erf(x/√2)) = Φ(x),
@@ -28,9 +28,10 @@ def random_bits(x: Tensor) -> Tensor:
 
 def formula(x: Tensor) -> Tensor:
     """A boolean mask of x's shape, each element with probability Φ(x); for transforms and any layout."""
+    cdf = half_precision.normal_cdf if half_precision.serves(x) else normal_cdf
     x = eager.widen(x)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.rand_like(x, dtype=torch.float32) < normal_cdf(x)
+        return torch.rand_like(x, dtype=torch.float32) < cdf(x)
     return random_bits(x).float() * TO_UNIT < torch.erf(x.float() * math.sqrt(0.5))
 
 

@@ -49,6 +49,16 @@ class ShapedActivation(nn.Module):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
 
+class GELU(nn.GELU):
+    """``functional.gelu``: torch's module in a form that compiles to faster code on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.gelu(input)
+
+
 class GELUSigmoid(nn.Module):
     """``functional.gelu_sigmoid``."""
 

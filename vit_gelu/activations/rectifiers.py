@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_gelu.activations.compiled import compiled_for_cpu
+
 
 def slope_at(y: Tensor, negative_slope: float) -> Tensor:
     """The derivative by the result y: 1 where y > 0, else the slope; as torch has it, at 0 too."""
@@ -40,6 +42,6 @@ class Rectified(torch.autograd.Function):
 def rectify(x: Tensor, negative_slope: float) -> Tensor:
     """x for x > 0, else slope·x: torch's own kernel, or ``Rectified`` where that is compiled for a CPU."""
     trained = torch.is_grad_enabled() and x.requires_grad
-    if trained and torch.compiler.is_compiling() and x.device.type == "cpu" and negative_slope >= 0:
+    if trained and negative_slope >= 0 and compiled_for_cpu(x):
         return Rectified.apply(x, negative_slope)
     return F.relu(x) if negative_slope == 0.0 else F.leaky_relu(x, negative_slope)

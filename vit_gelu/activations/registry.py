@@ -206,7 +206,7 @@ _GELU_PAPER = "Hendrycks & Gimpel 2016, arXiv:1606.08415"
 _GLU_PAPER = "Shazeer 2020, arXiv:2002.05202"
 
 # Torch's own modules where they are right, so that printed models and isinstance checks read as usual.
-register_activation("gelu", lambda: nn.GELU(), formula="x Phi(x)", latex=r"x\,\Phi(x)", paper=_GELU_PAPER)
+register_activation("gelu", modules.GELU, formula="x Phi(x)", latex=r"x\,\Phi(x)", paper=_GELU_PAPER)
 register_activation(
     "gelu_tanh",
     lambda: nn.GELU(approximate="tanh"),
@@ -316,7 +316,7 @@ register_activation(
 )
 register_activation(
     "geglu",
-    lambda: modules.GatedLinearUnit(nn.GELU()),
+    lambda: modules.GatedLinearUnit(modules.GELU()),
     formula="gelu(x1) x2 for the halves x1, x2 of the last dimension",
     latex=r"\operatorname{GELU}(x_1) \otimes x_2",
     paper=_GLU_PAPER,

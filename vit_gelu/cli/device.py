@@ -8,13 +8,14 @@ import torch
 
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.suggest import unknown
+from vit_gelu.training.memory import keep_freed_memory
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device behind ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+    """The device behind ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``; the process is readied.
 
     Raises:
         UsageError: no such word, a GPU where torch finds none, or a number that no GPU has.
@@ -29,6 +30,8 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: not there. Choices: cpu, {there}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 

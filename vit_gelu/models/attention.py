@@ -4,7 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_gelu.models.attention_kernels import KERNELS
+from vit_gelu.models.attention_kernels import KERNELS, few_queries
+from vit_gelu.models.linear import Linear, linear, may_be_split
 from vit_gelu.models.options import ATTENTIONS, choice, must_divide, rate
 
 EXPLICIT_UP_TO = 256  # tokens; on a CPU the fused kernel's backward pass only pays off for longer sequences
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         kernel_training, kernel_evaluation: ``auto`` or a name in ``KERNELS``: what computes it in either mode;
             may be set at any time.
 
-    Shapes: (b, n, dim) -> (b, n, dim).
+    Shapes: (b, n, dim) -> (b, n, dim), or (b, m, dim) if only the first m tokens are asked for.
 
     Raises:
         ValueError: heads that do not divide the width, a rate outside [0, 1), unknown attention, or strided
@@ -65,11 +66,11 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(rate("attention_dropout", attention_dropout))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(rate("dropout", dropout))
         self.normalises = qk_norm
         self.set_kernels(attention, attention)
@@ -89,16 +90,37 @@ class Attention(nn.Module):
             )
         self.kernel_training, self.kernel_evaluation = training, evaluation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """``first``: give the first m tokens alone; they attend to all."""
+        asked, dropout = self.kernel_evaluation, 0.0
+        if self.training:
+            asked, dropout = self.kernel_training, self.attn_drop.p
+        kernel = resolve_attention(asked, x.shape[1], x.device.type)
+        if first is not None and may_be_split(self.qkv):
+            out = few_queries(*self._few_queries(x, first), dropout, kernel)
+        else:
+            out = KERNELS[kernel](self._qkv(x), dropout)[:, :first]
+        return self.proj_drop(self.proj(out))
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (b, n, 3, h, d)."""
         qkv = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, h=self.num_heads)
         if self.normalises:
             q, k, v = qkv.unbind(2)
             qkv = torch.stack([self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v], dim=2)
-        asked, dropout = self.kernel_evaluation, 0.0
-        if self.training:
-            asked, dropout = self.kernel_training, self.attn_drop.p
-        kernel = KERNELS[resolve_attention(asked, x.shape[1], x.device.type)]
-        return self.proj_drop(self.proj(kernel(qkv, dropout)))
+        return qkv
+
+    def _few_queries(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (b, m, h, d) of the first m tokens, keys and values (b, n, h, d) of all."""
+        dim = x.shape[-1]
+        weights = self.qkv.weight.split([dim, 2 * dim])
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([dim, 2 * dim])
+        q = rearrange(linear(x[:, :first], weights[0], biases[0]), "b m (h d) -> b m h d", h=self.num_heads)
+        kv = linear(x, weights[1], biases[1])
+        k, v = rearrange(kv, "b n (two h d) -> two b n h d", two=2, h=self.num_heads)
+        if self.normalises:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        return q, k, v
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, attention={self.kernel_training!r}, {self.kernel_evaluation!r}"

@@ -6,6 +6,7 @@ All take queries, keys and values packed as the qkv projection leaves them, (b, 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,48 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vit_gelu.activations.compiled import compiled_for_cpu
+
 Kernel = Callable[[Tensor, float], Tensor]
 
 
 def explicit(qkv: Tensor, dropout: float) -> Tensor:
     """Written out, with one batch dimension for images and heads."""
-    h, d = qkv.shape[3:]
+    q, k, v = qkv.unbind(2)
+    return _explicit(q, k, v, dropout)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Queries (b, m, h, d), keys and values (b, n, h, d) -> (b, m, h·d)."""
+    b, d = q.shape[0], q.shape[-1]
     # One batch dimension: a batch of plain products is faster than matmul on four dimensions.
-    q, k, v = (rearrange(part, "b n h d -> (b h) n d") for part in qkv.unbind(2))
-    scores = torch.bmm(q * d**-0.5, k.mT)  # (b·h, n, n)
-    out = torch.bmm(F.dropout(scores.softmax(dim=-1), dropout), v)
-    return rearrange(out, "(b h) n d -> b n (h d)", h=h)
+    q, k, v = (rearrange(part, "b n h d -> (b h) n d") for part in (q, k, v))
+    weights = _scores(q * d**-0.5, k).softmax(dim=-1)  # (b·h, m, n)
+    return rearrange(torch.bmm(F.dropout(weights, dropout), v), "(b h) m d -> b m (h d)", b=b)
+
+
+class _Scores(torch.autograd.Function):
+    """q·kᵀ, (b, m, d), (b, n, d) -> (b, m, n). Without ``jvp``, which torch.compile does not trace."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor) -> Tensor:
+        return torch.bmm(q, k.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        return torch.bmm(grad, k), torch.bmm(grad.mT, q)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """q·kᵀ. Autograd leaves the gradient of k transposed, and compiled code would put it in order number by number."""
+    if compiled_for_cpu(q) and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        return _Scores.apply(q, k)
+    return torch.bmm(q, k.mT)
 
 
 def matmul(qkv: Tensor, dropout: float) -> Tensor:
@@ -48,13 +80,37 @@ def fused(qkv: Tensor, dropout: float, backend: SDPBackend | None = None) -> Ten
     Raises:
         RuntimeError: the back end cannot do it for this device, dtype or shape.
     """
-    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    q, k, v = qkv.unbind(2)
+    return _fused(q, k, v, dropout, backend)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, dropout: float, backend: SDPBackend | None = None) -> Tensor:
+    """Queries (b, m, h, d), keys and values (b, n, h, d) -> (b, m, h·d)."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     if backend is None:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     else:
         with sdpa_kernel(backend):
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return rearrange(out, "b h n d -> b n (h d)")
+
+
+def few_queries(q: Tensor, k: Tensor, v: Tensor, dropout: float, kernel: str) -> Tensor:
+    """Attention of a few tokens, such as the class token alone, to all.
+
+    Args:
+        q: (b, m, h, d).
+        k, v: (b, n, h, d).
+        dropout: of the attention weights.
+        kernel: a name in ``KERNELS``: written out if it is one that writes out, else fused, by the back end of torch's
+            choice, because not every one takes fewer queries than keys.
+
+    Returns:
+        (b, m, h·d).
+    """
+    if kernel in ("explicit", "matmul", "strided"):
+        return _explicit(q, k, v, dropout)
+    return _fused(q, k, v, dropout)
 
 
 KERNELS: dict[str, Kernel] = {

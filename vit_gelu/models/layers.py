@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_gelu.activations import build_activation
 from vit_gelu.models.attention import Attention
+from vit_gelu.models.linear import Linear
 from vit_gelu.models.options import MLP_MEMORIES, choice, rate, whole
 
 
@@ -65,10 +66,10 @@ class Mlp(nn.Module):
         whole("mlp_hidden", hidden)
         self.memory = choice("mlp_memory", memory, MLP_MEMORIES)
         act = build_activation(activation, **(activation_kwargs or {}))
-        self.fc1 = nn.Linear(dim, 2 * hidden if getattr(act, "gated", False) else hidden)
+        self.fc1 = Linear(dim, 2 * hidden if getattr(act, "gated", False) else hidden)
         self.act = act
         self.drop1 = nn.Dropout(rate("dropout", dropout))
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class Block(nn.Module):
         drop_path: chance of dropping a branch.
         others: see ``Attention`` and ``Mlp``.
 
-    Shapes: (b, n, dim) -> (b, n, dim).
+    Shapes: (b, n, dim) -> (b, n, dim), or (b, m, dim) if only the first m tokens are asked for.
     """
 
     def __init__(
@@ -217,6 +218,7 @@ class Block(nn.Module):
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """``first``: compute these tokens alone, the first m; the others still serve them as keys and values."""
+        x = x[:, :first] + self.drop_path1(self.ls1(self.attn(self.norm1(x), first)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -1,11 +1,40 @@
-"""Peak memory of a training on the CPU, also where one process trains several times."""
+"""Memory of a training on the CPU: kept between steps, and its peak where one process trains several times."""
 
+import ctypes
 import resource
+import sys
 from pathlib import Path
+from typing import Any
 
 # Whether no training of this process has begun yet, and whether the mark is that of the present one alone.
 _first = True
 _known = True
+
+
+# <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory that it frees, for the next step; True if the C library can do so (glibc).
+
+    By default glibc returns every large block to the system at once, which hands it out again, page by page and zeroed,
+    in the next step: 15 to 20 % of a training step (``benchmarks/README.md``). The process then stays as large as it
+    was at its largest, until ``restart_peak_memory``.
+    """
+    mallopt = _of_c_library("mallopt")
+    return mallopt is not None and mallopt(_M_MMAP_MAX, 0) == 1 == mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def _give_back() -> None:
+    malloc_trim = _of_c_library("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_c_library(name: str) -> Any:
+    """A function of the C library, or None: only glibc has these."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def restart_peak_memory() -> None:
@@ -15,6 +44,7 @@ def restart_peak_memory() -> None:
     later ones have none: theirs would be the largest of all trainings so far.
     """
     global _first, _known
+    _give_back()  # what earlier trainings left is not this one's
     try:
         Path("/proc/self/clear_refs").write_text("5")
         _known = True

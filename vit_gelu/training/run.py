@@ -16,6 +16,7 @@ from vit_gelu.training.base import RunModule
 from vit_gelu.training.checkpoint import CARD, read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.config_hash import config_hash
+from vit_gelu.training.memory import keep_freed_memory
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
 from vit_gelu.training.profiler import NoProfiler
@@ -105,6 +106,8 @@ def train(
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     data.seed = module.seed
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
     record: dict[str, Any] = {
