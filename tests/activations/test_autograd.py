@@ -22,8 +22,8 @@ from vit_gelu.activations import (
     eager,
     functional,
 )
-from vit_gelu.activations.autograd import cdf_product
 from vit_gelu.activations.distributions import DISTRIBUTIONS
+from vit_gelu.activations.formulas import cdf_product
 
 CASES = {name: (lambda name=name: build_activation(name)) for name in ACTIVATIONS}
 for cdf in DISTRIBUTIONS:

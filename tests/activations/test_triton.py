@@ -11,8 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from vit_gelu.activations import CDFLinearUnit
-from vit_gelu.activations.autograd import cdf_product, kernels_for
+from vit_gelu.activations.autograd import kernels_for
 from vit_gelu.activations.distributions import DISTRIBUTIONS
+from vit_gelu.activations.formulas import cdf_product
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

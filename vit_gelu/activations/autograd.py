@@ -1,8 +1,8 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x. On a CPU both passes go through ``eager``, on a GPU through
-``triton_kernels`` where Triton is installed.
+backward pass recomputes from x. On a CPU both passes go through ``generated`` or, small or without a compiler,
+``eager``; on a GPU through ``triton_kernels`` where Triton is installed.
 
 Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by
 itself, and the transforms of ``torch.func``, whose forward mode is silently wrong at second order for any
@@ -16,34 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.activations import eager, half_precision
-from vit_gelu.activations.distributions import NORMAL, Distribution
-from vit_gelu.activations.eager import has_memory, widen
-
-
-def standardise(wide: Tensor, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """(x − μ)/σ; x itself where that changes nothing."""
-    if isinstance(mu, Tensor) or mu != 0.0:
-        wide = wide - mu
-    return wide / sigma if isinstance(sigma, Tensor) or sigma != 1.0 else wide
-
-
-def cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
-    """x·F((x − μ)/σ) as a plain formula, in the dtype of x."""
-    wide = widen(x)
-    cdf = half_precision.normal_cdf if dist is NORMAL and half_precision.serves(x) else dist.cdf
-    return (wide * cdf(standardise(wide, mu, sigma))).to(x.dtype)
-
-
-def cdf_partials(
-    x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution
-) -> tuple[Tensor, Tensor, Tensor]:
-    """∂y/∂x, ∂y/∂μ and ∂y/∂σ of y = x·F((x − μ)/σ), elementwise, in the widened dtype; differentiable."""
-    wide = widen(x)
-    z = standardise(wide, mu, sigma)
-    cdf = dist.cdf(z)
-    by_mu = -wide * dist.pdf(z, cdf) / sigma
-    return cdf - by_mu, by_mu, by_mu * z
+from vit_gelu.activations import eager, generated
+from vit_gelu.activations.distributions import Distribution
+from vit_gelu.activations.eager import has_memory
+from vit_gelu.activations.formulas import cdf_partials, cdf_product
 
 
 @cache
@@ -58,8 +34,8 @@ def _triton_kernels() -> ModuleType | None:
 
 def kernels_for(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> ModuleType | None:
     """The module whose ``forward`` and ``backward`` take these, or None: then the plain formula serves."""
-    kernels = _triton_kernels() if x.is_cuda else eager
-    return kernels if kernels and kernels.fits(x, mu, sigma) else None
+    candidates = (_triton_kernels(),) if x.is_cuda else (generated, eager)
+    return next((kernels for kernels in candidates if kernels and kernels.fits(x, mu, sigma)), None)
 
 
 class CDFProduct(torch.autograd.Function):

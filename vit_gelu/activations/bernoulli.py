@@ -1,8 +1,9 @@
-"""The stochastic 0–1 mask of the GELU paper (§2) in eager code on a CPU.
+"""The stochastic 0–1 mask of the GELU paper (§2) on a CPU.
 
 Three things are slow there: floats at random (one costs more than GELU's forward and backward together),
-comparisons that write booleans, and products with booleans. So random words give two numbers each, and masks
-are floats while work is done with them, bytes while they are kept.
+comparisons that write booleans, and products with booleans. So in eager code random words give two numbers each, and
+masks are floats while work is done with them, bytes while they are kept. In compiled code the words are a hash of
+their place, which is vectorised as torch's are not, and no mask is kept: the result says where it was 0.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.activations import eager, half_precision
+from vit_gelu.activations import eager
 from vit_gelu.activations.distributions import normal_cdf
 
 # 32 random bits r, as an integer from −2³¹, become a number strictly between −1 and 1: P(r < erf(x/√2)) = Φ(x),
@@ -26,13 +27,57 @@ def random_bits(x: Tensor) -> Tensor:
     return words.view(torch.int32)[: x.numel()].view(x.shape)
 
 
+def hashed_bits(x: Tensor, seeds: Tensor) -> Tensor:
+    """int32 of x's shape, as if at random: two rounds of an integer hash, with a seed each, of the place in x.
+
+    The rounds are "lowbias32" (Wellons 2018, "Prospecting for Hash Functions"): xors with itself shifted, and products.
+    """
+    words = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape) + seeds[0]
+    for last in (False, True):
+        words = words ^ ((words >> 16) & 0xFFFF)  # masked: the shift of a signed number copies its sign
+        words = (words * 0x7FEB352D) ^ ((words * 0x7FEB352D >> 15) & 0x1FFFF)
+        words = words * (0x846CA68B - 2**32)
+        words = words ^ ((words >> 16) & 0xFFFF)
+        words = words if last else words ^ seeds[1]
+    return words
+
+
+class Hashed(torch.autograd.Function):
+    """x·mask for compiled code; keeps the result, as the next layer does. Without ``jvp``: see ``Rectified``."""
+
+    @staticmethod
+    def forward(x: Tensor, seeds: Tensor) -> Tensor:
+        return x * _threshold(x, hashed_bits(x, seeds)).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return grad * y.abs().sign(), None
+
+
+def hashed(x: Tensor) -> Tensor:
+    """x·mask for compiled code on a CPU; the seeds come from torch's global generator.
+
+    Where x is 0 itself, the gradient is 0, not the mask.
+    """
+    return Hashed.apply(x, torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=x.device))
+
+
+def _threshold(x: Tensor, bits: Tensor) -> Tensor:
+    """Where 32 random bits say yes, with probability Φ(x)."""
+    return bits.float() * TO_UNIT < torch.erf(x.float() * math.sqrt(0.5))
+
+
 def formula(x: Tensor) -> Tensor:
     """A boolean mask of x's shape, each element with probability Φ(x); for transforms and any layout."""
-    cdf = half_precision.normal_cdf if half_precision.serves(x) else normal_cdf
     x = eager.widen(x)
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.rand_like(x, dtype=torch.float32) < cdf(x)
-    return random_bits(x).float() * TO_UNIT < torch.erf(x.float() * math.sqrt(0.5))
+        return torch.rand_like(x, dtype=torch.float32) < normal_cdf(x)
+    return _threshold(x, random_bits(x))
 
 
 def draw(x: Tensor) -> Tensor:

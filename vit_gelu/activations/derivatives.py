@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations.autograd import cdf_partials
 from vit_gelu.activations.distributions import distribution
 from vit_gelu.activations.eager import widen
+from vit_gelu.activations.formulas import cdf_partials
 
 SIGMOID_SCALE = 1.702
 
