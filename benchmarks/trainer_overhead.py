@@ -114,6 +114,10 @@ class RawLoop:
         self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
         self.device = device
 
+    def compute_attention_as(self, module: Any) -> None:
+        """By the kernels that the Trainer measured to be fastest: else two ways of attention would be compared."""
+        self.module.network.use_attention(*module.network.attention_in_use)
+
     def step(self) -> None:
         self.module.training_step(next(self.batches), 0)["loss"].backward()
         self.optimizer.step()
@@ -173,6 +177,10 @@ class Alternate(Callback):
         self.raw_seconds: list[float] = []
         self.start = 0.0
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.raw.compute_attention_as(pl_module)
+        self.raw.seconds(WARMUP_STEPS)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -201,7 +209,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         images = folder / "images.npz"
         write_images(images, max(64, min(MOST_IMAGES, steps * batch)))
         raw = RawLoop(images, batch, steps, device, asked.activation, asked.compile)
-        raw.seconds(WARMUP_STEPS)
         quieten()
         cli = build(asked, folder / "run", images, batch, steps)
         cli.prepare_folder()

@@ -94,10 +94,11 @@ def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):
     trainer_overhead.write_images(images, 64)
     asked = SimpleNamespace(activation="gelu", compile=False, device="cpu", log_every_n_steps=2)
     raw = trainer_overhead.RawLoop(images, 16, 6, torch.device("cpu"), "gelu", False)
-    raw.seconds(6)
     cli = trainer_overhead.build(asked, tmp_path / "run", images, 16, 6)
     cli.prepare_folder()
     trainer_overhead.train(cli.model, cli.datamodule, cli.trainer, cli.folder, config=cli.resolved)
+    raw.compute_attention_as(cli.model)
+    raw.seconds(6)
     trained = cli.model.network.state_dict()
     for name, weight in raw.module.network.state_dict().items():
         torch.testing.assert_close(weight, trained[name], rtol=1e-4, atol=1e-5)
