@@ -19,8 +19,8 @@ def keep_freed_memory() -> bool:
     """Let the process keep the memory that it frees, for the next step; True if the C library can do so (glibc).
 
     By default glibc returns every large block to the system at once, which hands it out again, page by page and zeroed,
-    in the next step: 15 to 20 % of a training step (``benchmarks/README.md``). The process then stays as large as it
-    was at its largest, until ``restart_peak_memory``.
+    in the next step (what that costs: ``benchmarks/kept_memory.py``). The process then stays as large as it was at its
+    largest, until ``restart_peak_memory``.
     """
     mallopt = _of_c_library("mallopt")
     return mallopt is not None and mallopt(_M_MMAP_MAX, 0) == 1 == mallopt(_M_TRIM_THRESHOLD, -1)
