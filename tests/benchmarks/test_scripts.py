@@ -1,9 +1,11 @@
 """The other scripts in miniature: what they compare is comparable, and their files hold what they print."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import input_pipeline
+import kept_memory
 import pytest
 import startup
 import torch
@@ -86,6 +88,35 @@ def test_trainer_overhead(tmp_path, monkeypatch):
     assert result["trainer_over_raw"]["n"] == 3
     assert result["met"] == (result["trainer_over_raw"]["ratio"] <= 1.03)
     assert result["trainer_step_ms"][1] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told to keep memory")
+def test_kept_memory(tmp_path, monkeypatch, capsys):
+    calls = []
+    for way, function in kept_memory.WAYS.items():
+        monkeypatch.setitem(kept_memory.WAYS, way, lambda way=way, f=function: (calls.append(way), f()))
+    argv = [
+        "--batch",
+        "2",
+        "--rounds",
+        "6",
+        "--min_seconds",
+        "0",
+        "--mode",
+        "eager",
+        "--precision",
+        "float32",
+        "bf16",
+    ]
+    result = run(kept_memory, [*argv, "--out", tmp_path / "r.json"])
+    assert [(r["precision"], r["memory"]) for r in result["rows"]] == [
+        (p, m) for p in ("float32", "bf16") for m in ("kept", "given back")
+    ]
+    kept, given_back = result["rows"][:2]
+    assert kept["kept_over_given_back"]["n"] == 6
+    assert given_back["kept_over_given_back"] is None
+    assert calls.count("kept") == calls.count("given back") > 2 * 6
+    assert "kept / given back" in capsys.readouterr().out
 
 
 def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):

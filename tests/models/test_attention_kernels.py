@@ -1,9 +1,11 @@
 """Every kernel is softmax(q·kᵀ/√d)·v, forward and backward, and the one of our own is a proper operator."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 from vit_gelu.models import Attention
 from vit_gelu.models.attention_kernels import KERNELS, few_queries, strided
@@ -57,6 +59,19 @@ def test_compiled_gradients_are_those_of_the_loop(kernel):
         torch.autograd.grad(expected, wide, grad.double()),
     )
     torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("kernel", "fused"), [("explicit", False), ("flash", True)])
+def test_what_is_compiled_is_what_was_asked_for(kernel, fused):
+    """torch.compile replaces written-out attention that it recognises by the fused kernel."""
+    qkv = torch.randn(2, 17, 3, 4, 16)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(KERNELS[kernel], fullgraph=True)
+        out, codes = run_and_get_code(lambda: compiled(qkv, 0.0))
+    assert any("flash_attention" in code for code in codes) == fused
+    torch.testing.assert_close(out, reference(qkv))
 
 
 def test_all_kernels_are_tested_where_they_run():

@@ -34,6 +34,8 @@ def test_compiled_equals_torchs(shape, bias):
     x = torch.randn(shape, requires_grad=True)
     for layer in (compiled, ours):
         torch.testing.assert_close(gradients(layer, x, False), gradients(theirs, x, False))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), theirs(x))
 
 
 def test_compiled_under_autocast():

@@ -30,8 +30,21 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     b, d = q.shape[0], q.shape[-1]
     # One batch dimension: a batch of plain products is faster than matmul on four dimensions.
     q, k, v = (rearrange(part, "b n h d -> (b h) n d") for part in (q, k, v))
-    weights = _scores(q * d**-0.5, k).softmax(dim=-1)  # (b·h, m, n)
+    weights = _softmax(_scores(q * d**-0.5, k))  # (b·h, m, n)
     return rearrange(torch.bmm(F.dropout(weights, dropout), v), "(b h) m d -> b m (h d)", b=b)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension.
+
+    Compiled for a CPU without gradients it is written out, by a product and not a division: torch.compile would
+    recognise attention otherwise and put the fused kernel in its place, which is not what was asked for, and slower
+    where this was chosen.
+    """
+    if not compiled_for_cpu(scores) or torch.is_grad_enabled():
+        return scores.softmax(dim=-1)
+    weights = (scores.float() - scores.amax(dim=-1, keepdim=True).float()).exp()
+    return (weights * (1.0 / weights.sum(dim=-1, keepdim=True))).to(scores.dtype)
 
 
 class _Scores(torch.autograd.Function):
@@ -102,26 +115,28 @@ def few_queries(q: Tensor, k: Tensor, v: Tensor, dropout: float, kernel: str) ->
         q: (b, m, h, d).
         k, v: (b, n, h, d).
         dropout: of the attention weights.
-        kernel: a name in ``KERNELS``: written out if it is one that writes out, else fused, by the back end of torch's
-            choice, because not every one takes fewer queries than keys.
+        kernel: a name in ``KERNELS``; the three that write attention out do so in one way here.
 
     Returns:
         (b, m, h·d).
     """
     if kernel in ("explicit", "matmul", "strided"):
         return _explicit(q, k, v, dropout)
-    return _fused(q, k, v, dropout)
+    return _fused(q, k, v, dropout, BACKENDS.get(kernel))
 
 
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 KERNELS: dict[str, Kernel] = {
     "explicit": explicit,
     "matmul": matmul,
     "strided": strided,
     "sdpa": fused,
-    "flash": partial(fused, backend=SDPBackend.FLASH_ATTENTION),
-    "efficient": partial(fused, backend=SDPBackend.EFFICIENT_ATTENTION),
-    "cudnn": partial(fused, backend=SDPBackend.CUDNN_ATTENTION),
-    "math": partial(fused, backend=SDPBackend.MATH),
+    **{name: partial(fused, backend=backend) for name, backend in BACKENDS.items()},
 }
 
 

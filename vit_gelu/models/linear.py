@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from vit_gelu.activations.compiled import compiled_for_cpu
 
 
+def _product_then_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    out = F.linear(x, weight)
+    return out + bias.to(out.dtype)
+
+
 class _Compiled(torch.autograd.Function):
     """x·Wᵀ + b with the products of the backward pass in front of the sum for b. Without ``jvp``: see ``Rectified``.
 
@@ -18,8 +23,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out = F.linear(x, weight)
-        return out + bias.to(out.dtype)
+        return _product_then_bias(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,8 +43,10 @@ class _Compiled(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x·Wᵀ + b, shapes (..., i), (o, i), (o,) -> (..., o)."""
-    if bias is None or x.dim() < 2 or not compiled_for_cpu(x) or not torch.is_grad_enabled():
+    if bias is None or x.dim() < 2 or not compiled_for_cpu(x):
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _product_then_bias(x, weight, bias)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight = x.to(dtype), weight.to(dtype)
