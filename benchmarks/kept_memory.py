@@ -2,28 +2,30 @@
 
 usage: python benchmarks/kept_memory.py [OPTIONS]
 
-The training step of ViT-Ti/4 on 32x32 images in one process, which by turns keeps the memory that it frees (as
-``vit-gelu train`` does on a CPU) and gives large blocks back to the system (as every program does by default). Linux
-with glibc only. The last column is images/s with memory kept over images/s without, paired by round, median and 95 %
-interval.
+The training step of ViT-Ti/4 on 32x32 images in fresh processes, by turns with memory kept (as ``vit-gelu train`` does
+on a CPU) and with large blocks given back to the system (as every program does by default: what a process once kept
+it does not give back, so one process cannot do both). Linux with glibc only. The last column is images/s with memory
+kept over images/s without, paired by round, median and 95 % interval.
 
   --precision P ...   float32 bf16 (autocast) (default: float32)
-  --mode M ...        eager compiled (default: both)
-  --batch N           128      --rounds N    12      --min_seconds X   1, of one timed block
+  --mode M ...        eager compiled (default: eager)
+  --batch N           128      --rounds N    8, two processes each      --steps N    6, timed in each, after two others
   --threads N         CPU threads
   --out FILE.json     write a result file
 """
 
 import argparse
-import ctypes
-import functools
+import itertools
+import statistics
+import subprocess
 import sys
+import time
 from typing import Any
 
 import checkout  # noqa: F401
 import torch
 from report import Options, describe, heading, run_script, save, table
-from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
+from rotation import Ratio, order, paired_ratio, quartiles
 from training_step import MODES, PRECISIONS, steps_of
 
 from vit_gelu.cli.arguments import at_least, one_of
@@ -32,18 +34,8 @@ from vit_gelu.models import build_vit
 from vit_gelu.training.memory import keep_freed_memory
 from vit_gelu.training.speed import Exclusivity
 
-DEFAULTS = {-4: 65_536, -1: 128 * 1024}  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD
-
-
-def give_back_freed_memory() -> None:
-    """glibc's own behaviour again."""
-    library = ctypes.CDLL(None)
-    for parameter, value in DEFAULTS.items():
-        library.mallopt(parameter, value)
-    library.malloc_trim(0)
-
-
-WAYS = {"kept": keep_freed_memory, "given back": give_back_freed_memory}
+WAYS = ("kept", "given back")
+WARMUP = 2
 
 
 def options() -> Options:
@@ -51,11 +43,41 @@ def options() -> Options:
     parser.add_argument(
         "--precision", nargs="+", type=one_of("precision", list(PRECISIONS)), default=["float32"]
     )
-    parser.add_argument("--mode", nargs="+", type=one_of("mode", list(MODES)), default=list(MODES))
-    parser.add_argument("--batch", type=at_least(1), default=128)
-    parser.add_argument("--rounds", type=at_least(1), default=12)
-    parser.add_argument("--min_seconds", type=float, default=1.0)
+    parser.add_argument("--mode", nargs="+", type=one_of("mode", list(MODES)), default=["eager"])
+    for option, default in {"batch": 128, "rounds": 8, "steps": 6}.items():
+        parser.add_argument(f"--{option}", type=at_least(1), default=default)
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     return parser
+
+
+def time_one(asked: argparse.Namespace) -> float:
+    """Median seconds of a step in this process, whose memory is kept or not from the first one on."""
+    if asked.child == "kept":
+        keep_freed_memory()
+    torch.set_num_threads(asked.threads)
+    net = build_vit("vit_tiny", image_size=32, patch_size=4, num_classes=10, seed=0)
+    images, labels = torch.randn(asked.batch, 3, 32, 32), torch.randint(10, (asked.batch,))
+    asked.phase = ["train"]
+    cases, _ = steps_of(net, images, labels, asked)
+    (case,) = cases.values()
+    case.prepare()
+    seconds = []
+    for _ in range(WARMUP + asked.steps):
+        start = time.perf_counter()
+        case.run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARMUP:])
+
+
+def in_a_process(asked: argparse.Namespace, way: str, mode: str, precision: str) -> float:
+    """``time_one`` in a process of its own."""
+    given = {"child": way, "mode": mode, "precision": precision, "batch": asked.batch, "steps": asked.steps}
+    given["threads"] = torch.get_num_threads()
+    argv = [text for option, value in given.items() for text in (f"--{option}", str(value))]
+    done = subprocess.run([sys.executable, __file__, *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{way}: exit status {done.returncode}\n{done.stderr}")
+    return float(done.stdout.split()[-1])
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -64,35 +86,21 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("this C library cannot be told to keep memory: Linux with glibc only")
     device = torch.device("cpu")
     exclusive = Exclusivity(device)
-    net = build_vit("vit_tiny", image_size=32, patch_size=4, num_classes=10, seed=0)
-    images, labels = torch.randn(asked.batch, 3, 32, 32), torch.randint(10, (asked.batch,))
-    asked.phase = ["train"]
-    steps, kernels = steps_of(net, images, labels, asked)
-
-    def ready(case: Case, way: str) -> None:
-        case.prepare()
-        WAYS[way]()
-        case.run()  # the first step after a change is neither the one nor the other
-
-    cases = {
-        f"{mode}/{precision}/{way}": Case(case.run, asked.batch, functools.partial(ready, case, way))
-        for (_, mode, precision), case in steps.items()
-        for way in WAYS
-    }
-    timings = time_in_rotation(cases, rounds=asked.rounds, device=device, min_seconds=asked.min_seconds)
     rows = []
-    for _, mode, precision in steps:
-        kept, given_back = (timings.seconds[f"{mode}/{precision}/{way}"] for way in WAYS)
-        for way, seconds in zip(WAYS, (kept, given_back), strict=True):
-            step_ms = [1e3 * asked.batch * q for q in quartiles(seconds)]
-            row = {"precision": precision, "mode": mode, "memory": way, "n": len(seconds), "step_ms": step_ms}
-            row["kept_over_given_back"] = paired_ratio(given_back, kept)._asdict() if way == "kept" else None
-            rows.append(row)
+    for precision, mode in itertools.product(asked.precision, asked.mode):
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for turn in range(asked.rounds):
+            for way in order(WAYS, turn):
+                seconds[way].append(in_a_process(asked, way, mode, precision))
+        for way in WAYS:
+            step_ms = [1e3 * q for q in quartiles(seconds[way])]
+            row = {"precision": precision, "mode": mode, "memory": way, "n": asked.rounds, "step_ms": step_ms}
+            ratio = paired_ratio(seconds["given back"], seconds["kept"])._asdict() if way == "kept" else None
+            rows.append(row | {"kept_over_given_back": ratio})
     return {
         **describe("kept_memory", asked, device),
         "exclusive": exclusive.check(),
         "batch": asked.batch,
-        "attention": kernels,
         "rows": rows,
     }
 
@@ -120,6 +128,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
+    if asked.child:
+        print(time_one(asked))
+        return 0
     result = measure(asked)
     show(result)
     save(asked.out, result)

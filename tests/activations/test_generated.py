@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vit_gelu.activations import CDFLinearUnit, build_activation, eager, generated
 from vit_gelu.activations.autograd import kernels_for
@@ -88,6 +89,14 @@ build_activation("gelu_learnable")(x).sum().backward()
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_who_watches_operations_sees_them(recwarn):
+    unit, x = CDFLinearUnit("normal", learnable=True), torch.randn(50, 7, requires_grad=True)
+    with FlopCounterMode(display=False):
+        assert kernels_for(x, 0.0, 1.0) is eager
+        compare(unit, x, torch.randn(50, 7))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])

@@ -93,30 +93,30 @@ def test_trainer_overhead(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told to keep memory")
 def test_kept_memory(tmp_path, monkeypatch, capsys):
     calls = []
-    for way, function in kept_memory.WAYS.items():
-        monkeypatch.setitem(kept_memory.WAYS, way, lambda way=way, f=function: (calls.append(way), f()))
-    argv = [
-        "--batch",
-        "2",
-        "--rounds",
-        "6",
-        "--min_seconds",
-        "0",
-        "--mode",
-        "eager",
-        "--precision",
-        "float32",
-        "bf16",
-    ]
-    result = run(kept_memory, [*argv, "--out", tmp_path / "r.json"])
+
+    def seconds(asked, way, mode, precision):
+        calls.append(way)
+        return {"kept": 1.0, "given back": 1.25}[way]
+
+    monkeypatch.setattr(kept_memory, "in_a_process", seconds)
+    result = run(kept_memory, ["--rounds", 6, "--precision", "float32", "bf16", "--out", tmp_path / "r.json"])
     assert [(r["precision"], r["memory"]) for r in result["rows"]] == [
         (p, m) for p in ("float32", "bf16") for m in ("kept", "given back")
     ]
     kept, given_back = result["rows"][:2]
-    assert kept["kept_over_given_back"]["n"] == 6
+    assert (kept["kept_over_given_back"]["ratio"], kept["kept_over_given_back"]["n"]) == (1.25, 6)
     assert given_back["kept_over_given_back"] is None
-    assert calls.count("kept") == calls.count("given back") > 2 * 6
+    assert calls[:4] == ["kept", "given back", "given back", "kept"]
     assert "kept / given back" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["kept", "given back"])
+def test_kept_memory_in_one_process(way, monkeypatch):
+    kept = []
+    monkeypatch.setattr(kept_memory, "keep_freed_memory", lambda: kept.append(1))
+    argv = ["--child", way, "--batch", "2", "--steps", "1", "--threads", "1"]
+    assert 0 < kept_memory.time_one(kept_memory.options().parse_args(argv)) < 60
+    assert len(kept) == (way == "kept")
 
 
 def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):

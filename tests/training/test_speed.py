@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 
 from tests.training.helpers import train
@@ -14,6 +15,7 @@ from vit_gelu.training.speed import (
     SpeedMeter,
     count_flops,
     device_peak,
+    flops_of,
     matmul_peak,
 )
 
@@ -42,6 +44,19 @@ def test_flops_equal_the_closed_form(attention, pooling, size, patch, d, depth, 
     assert torch.equal(torch.get_rng_state(), random_state)
     assert net.config["attention"] == attention
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_flops_of_timms_vit_are_those_of_ours_with_all_tokens(backward):
+    """Its attention is torch's fused kernel, which does the arithmetic of the written-out one."""
+    sizes = {"patch_size": 4, "num_classes": 7, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    theirs = timm.models.VisionTransformer(img_size=16, **sizes).eval()
+    ours = VisionTransformer(image_size=16, **sizes, seed=0).eval()
+    image = torch.zeros(1, 3, 16, 16)
+    calls = (lambda: theirs(image), lambda: ours.forward_head(ours.forward_features(image)))
+    assert theirs.blocks[0].attn.fused_attn
+    counts = [flops_of(net, call, backward=backward) for net, call in zip((theirs, ours), calls, strict=True)]
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3)  # timm's patches are a convolution
 
 
 def test_flops_of_the_patches_that_were_seen():

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vit_gelu.activations import eager
 from vit_gelu.activations.distributions import DISTRIBUTIONS
@@ -35,7 +36,7 @@ def cpp_compiler() -> str | None:
 
 
 def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
-    """Whether this file may be used: as ``eager.fits``, a large tensor, and a compiler that works."""
+    """Whether this file may be used: as ``eager.fits``, a large tensor, a compiler that works, nobody who watches."""
     switched_off = (
         os.environ.get("TORCHDYNAMO_DISABLE") == "1" or os.environ.get("TORCH_COMPILE_DISABLE") == "1"
     )
@@ -43,6 +44,7 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
         x.numel() >= LEAST
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and not (_broken or switched_off)
+        and _get_current_dispatch_mode() is None  # a counter of operations, say, which wants to see them
         and cpp_compiler() is not None
         and eager.fits(x, mu, sigma)
     )

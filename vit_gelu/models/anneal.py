@@ -19,6 +19,7 @@ class AnnealHandle:
         model: the network.
         swap: what goes where, as of a swap.
         shared: what all blends read.
+        networks: those of ours in the model, whose ``config`` says how far the blend is.
         alpha: the last α that was set.
         finished: whether the blends are gone.
     """
@@ -26,6 +27,7 @@ class AnnealHandle:
     model: nn.Module
     swap: Swap
     shared: Alpha
+    networks: list[Any]
     alpha: float = 0.0
     finished: bool = False
 
@@ -41,7 +43,7 @@ class AnnealHandle:
             raise ValueError(f"alpha {alpha}: the annealing has been finished")
         self.shared.set(alpha)
         self.alpha = float(alpha)
-        for net in networks_of_ours(self.model):
+        for net in self.networks:
             if "anneal" in net.config:
                 net.config["anneal_alpha"] = self.alpha
 
@@ -92,7 +94,7 @@ def anneal_activations(
     for net in networks:
         net.config["anneal"] = {"activation": to, "activation_kwargs": dict(to_kwargs or {})}
         net.config["anneal_alpha"] = 0.0
-    return AnnealHandle(model, planned, alpha)
+    return AnnealHandle(model, planned, alpha, networks)
 
 
 def finish_annealing(model: nn.Module) -> int:
