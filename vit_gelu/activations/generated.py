@@ -1,6 +1,6 @@
 """x·F((x − μ)/σ) and its gradients in eager code on a CPU, by kernels that torch.compile makes: one pass over memory.
 
-Two to four times as fast as ``eager``, which does with the kernels that torch has. The first large tensor of a
+Faster than ``eager``, which does with the kernels that torch has. The first large tensor of a
 process pays for it: seconds where torch has to make them, one second where it finds them in its cache. So they serve
 large tensors only, and where there is a C++ compiler.
 """
@@ -91,7 +91,7 @@ def _give_up(error: Exception) -> None:
     _broken = True
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     warnings.warn(
-        f"torch.compile cannot make a kernel here, so activations take two to four times as long: {reason[:200]}",
+        f"torch.compile cannot make a kernel here, so activations are slower: {reason[:200]}",
         stacklevel=3,
     )
 
