@@ -95,7 +95,9 @@ def test_who_watches_operations_sees_them(recwarn):
     unit, x = CDFLinearUnit("normal", learnable=True), torch.randn(50, 7, requires_grad=True)
     with FlopCounterMode(display=False):
         assert kernels_for(x, 0.0, 1.0) is eager
-        compare(unit, x, torch.randn(50, 7))
+        y = unit(x)
+        y.sum().backward()
+    torch.testing.assert_close(y, torch.nn.functional.gelu(x))
     assert not recwarn.list
 
 

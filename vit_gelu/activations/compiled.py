@@ -10,4 +10,4 @@ def compiled_for_cpu(x: Tensor) -> bool:
     >>> compiled_for_cpu(torch.zeros(1))
     False
     """
-    return x.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling()
