@@ -54,7 +54,6 @@ def time_one(asked: argparse.Namespace) -> float:
     """Median seconds of a step in this process, whose memory is kept or not from the first one on."""
     if asked.child == "kept":
         keep_freed_memory()
-    torch.set_num_threads(asked.threads)
     net = build_vit("vit_tiny", image_size=32, patch_size=4, num_classes=10, seed=0)
     images, labels = torch.randn(asked.batch, 3, 32, 32), torch.randint(10, (asked.batch,))
     asked.phase = ["train"]

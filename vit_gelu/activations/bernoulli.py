@@ -32,14 +32,17 @@ def hashed_bits(x: Tensor, seeds: Tensor) -> Tensor:
 
     The rounds are "lowbias32" (Wellons 2018, "Prospecting for Hash Functions"): xors with itself shifted, and products.
     """
-    words = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape) + seeds[0]
-    for last in (False, True):
-        words = words ^ ((words >> 16) & 0xFFFF)  # masked: the shift of a signed number copies its sign
-        words = (words * 0x7FEB352D) ^ ((words * 0x7FEB352D >> 15) & 0x1FFFF)
-        words = words * (0x846CA68B - 2**32)
-        words = words ^ ((words >> 16) & 0xFFFF)
-        words = words if last else words ^ seeds[1]
-    return words
+    place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    return _mixed(_mixed(place + seeds[0]) ^ seeds[1])
+
+
+def _mixed(words: Tensor) -> Tensor:
+    # Masked, because the shift of a signed number copies its sign.
+    words = words ^ ((words >> 16) & 0xFFFF)
+    words = words * 0x7FEB352D
+    words = words ^ ((words >> 15) & 0x1FFFF)
+    words = words * (0x846CA68B - 2**32)
+    return words ^ ((words >> 16) & 0xFFFF)
 
 
 class Hashed(torch.autograd.Function):

@@ -99,7 +99,8 @@ class Attention(nn.Module):
         if first is not None and may_be_split(self.qkv):
             out = few_queries(*self._few_queries(x, first), dropout, kernel)
         else:
-            out = KERNELS[kernel](self._qkv(x), dropout)[:, :first]
+            out = KERNELS[kernel](self._qkv(x), dropout)
+            out = out if first is None else out[:, :first]
         return self.proj_drop(self.proj(out))
 
     def _qkv(self, x: Tensor) -> Tensor:

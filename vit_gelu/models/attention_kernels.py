@@ -120,9 +120,9 @@ def few_queries(q: Tensor, k: Tensor, v: Tensor, dropout: float, kernel: str) ->
     Returns:
         (b, m, h·d).
     """
-    if kernel in ("explicit", "matmul", "strided"):
-        return _explicit(q, k, v, dropout)
-    return _fused(q, k, v, dropout, BACKENDS.get(kernel))
+    if kernel == "sdpa" or kernel in BACKENDS:
+        return _fused(q, k, v, dropout, BACKENDS.get(kernel))
+    return _explicit(q, k, v, dropout)
 
 
 BACKENDS = {

@@ -220,5 +220,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
         """``first``: compute these tokens alone, the first m; the others still serve them as keys and values."""
-        x = x[:, :first] + self.drop_path1(self.ls1(self.attn(self.norm1(x), first)))
+        y = self.norm1(x)
+        if first is None:
+            y = self.attn(y)
+        else:
+            x, y = x[:, :first], self.attn(y, first)
+        x = x + self.drop_path1(self.ls1(y))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -62,5 +62,5 @@ class Linear(nn.Linear):
 
 def may_be_split(layer: nn.Module) -> bool:
     """Whether the weights say all that a layer does: a ``Linear``, with nothing around it and no hook on it."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return type(layer) is Linear and not hooks
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is Linear and not any(hooks)
