@@ -20,3 +20,16 @@ def test_no_gradients_in_the_forward_pass(tmp_path, monkeypatch, accumulate, exp
     record = train(tmp_path / "run", trainer__accumulate_grad_batches=accumulate, **options)
     assert record["steps"] == 4 // accumulate
     assert seen == expected
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_bfloat16_runs_with_clipped_gradients(tmp_path, optimizer):
+    """The default on processors and GPUs with bfloat16: Lightning refuses to clip for fused optimizers there."""
+    record = train(
+        tmp_path / "run",
+        model__optimizer=optimizer,
+        trainer__precision="bf16-mixed",
+        trainer__gradient_clip_val=1.0,
+        trainer__max_epochs=1,
+    )
+    assert record["status"] == "finished"

@@ -162,16 +162,20 @@ class RunModule(pl.LightningModule):
                 f"--trainer.max_epochs {self.trainer.max_epochs}: the learning-rate schedule needs an end: give "
                 "--trainer.max_epochs or --trainer.max_steps; --trainer.max_time may cut the training short"
             )
+        scaled = str(self.trainer.precision) == "16-mixed"
         optimizer = build_optimizer(
             self.learning,
             self.optimizer,
             lr=self.lr,
             weight_decay=self.weight_decay,
             # With a gradient scaler, fused kernels unscale by themselves, too late for clipping.
-            fused=str(self.trainer.precision) != "16-mixed",
+            fused=not scaled,
             layer_scales=layer_scales(self.learning, self.layer_decay),
             **self.optimizer_kwargs,
         )
+        if not scaled and hasattr(optimizer, "_step_supports_amp_scaling"):
+            # Lightning refuses to clip for what could unscale, in bfloat16 too, where nothing is scaled.
+            optimizer._step_supports_amp_scaling = False
         total = int(self.trainer.estimated_stepping_batches)
         data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = data.train_n // data.global_batch_size
