@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_gelu.models.attention_kernels import KERNELS, few_queries
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, few_queries
 from vit_gelu.models.linear import Linear, linear, may_be_split
 from vit_gelu.models.options import ATTENTIONS, choice, must_divide, rate
 
@@ -45,8 +45,8 @@ class Attention(nn.Module):
     Shapes: (b, n, dim) -> (b, n, dim), or (b, m, dim) if only the first m tokens are asked for.
 
     Raises:
-        ValueError: heads that do not divide the width, a rate outside [0, 1), unknown attention, or strided
-            attention with dropout.
+        ValueError: heads that do not divide the width, a rate outside [0, 1), unknown attention, or
+            dropout with one that has none.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Attention(nn.Module):
         """
         for kernel in (training, evaluation):
             choice("attention", kernel, ATTENTIONS)
-        if training == "strided" and self.attn_drop.p:
+        if training in WITHOUT_DROPOUT and self.attn_drop.p:
             raise ValueError(
-                f"--model.attention strided: has no dropout, and --model.attention_dropout is "
+                f"--model.attention {training}: has no dropout, and --model.attention_dropout is "
                 f"{self.attn_drop.p}; use auto or explicit"
             )
         self.kernel_training, self.kernel_evaluation = training, evaluation

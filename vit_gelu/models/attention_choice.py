@@ -23,17 +23,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from vit_gelu.models.attention import resolve_attention
-from vit_gelu.models.attention_kernels import KERNELS
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT
+from vit_gelu.models.cpu_kernels.build import library
 
 CANDIDATES = {
-    "cpu": ("explicit", "matmul", "strided", "flash"),
+    "cpu": ("explicit", "matmul", "strided", "avx512", "flash"),
     "cuda": ("explicit", "matmul", "sdpa", "flash", "efficient", "cudnn"),
 }
 COMPILED = {
-    "cpu": (
-        "explicit",
-        "flash",
-    ),  # strided compiles to what explicit does, and takes seconds to
+    "cpu": ("explicit", "avx512", "flash"),  # strided compiles to what explicit does, and takes seconds to
     "cuda": ("explicit", "sdpa", "flash", "efficient", "cudnn"),
 }
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
@@ -81,8 +79,10 @@ class Shape:
     def candidates(self) -> list[str]:
         """The default first, then what may beat it."""
         names = (COMPILED if self.compiled else CANDIDATES).get(self.device, ())
-        usable = [n for n in names if not (n == "strided" and self.dropout)]
-        return [self.default, *(n for n in usable if n != self.default)]
+        out = set(WITHOUT_DROPOUT) if self.dropout else set()
+        if self.dtype != "bfloat16" or library() is None:
+            out.add("avx512")
+        return [self.default, *(n for n in names if n != self.default and n not in out)]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
         return Choice(shape.default)
     folder = folder or cache_folder()
     content = {**asdict(shape), "batch": shape.measured_batch, "machine": machine(device)}
+    content["candidates"] = shape.candidates()
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     file = folder / f"{name}.json"
     if str(file) in _remembered:

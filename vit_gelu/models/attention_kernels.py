@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit_gelu.activations.compiled import compiled_for_cpu
+from vit_gelu.models.cpu_kernels.attention import attention as own_attention
 
 Kernel = Callable[[Tensor, float], Tensor]
 
@@ -83,8 +84,23 @@ def strided(qkv: Tensor, dropout: float) -> Tensor:
 
     On a CPU, without dropout, and differentiable once; opaque to torch.compile, which leaves it as it is.
     """
-    assert dropout == 0.0, "refused when the model was built"
+    _without(dropout)
     return _strided(qkv)[0]
+
+
+def _without(dropout: float) -> None:
+    if dropout:
+        raise RuntimeError("this kernel has no dropout")
+
+
+def avx512(qkv: Tensor, dropout: float) -> Tensor:
+    """Each head at a time, its matrices in the cache: bfloat16 on a CPU with AVX-512-BF16, without dropout.
+
+    Raises:
+        RuntimeError: not for this machine, dtype or size of heads; or with dropout.
+    """
+    _without(dropout)
+    return own_attention(qkv)
 
 
 def fused(qkv: Tensor, dropout: float, backend: SDPBackend | None = None) -> Tensor:
@@ -135,9 +151,11 @@ KERNELS: dict[str, Kernel] = {
     "explicit": explicit,
     "matmul": matmul,
     "strided": strided,
+    "avx512": avx512,
     "sdpa": fused,
     **{name: partial(fused, backend=backend) for name, backend in BACKENDS.items()},
 }
+WITHOUT_DROPOUT = ("strided", "avx512")
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:

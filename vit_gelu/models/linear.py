@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_gelu.activations.compiled import compiled_for_cpu
+from vit_gelu.models.cpu_kernels import products
+from vit_gelu.models.cpu_kernels.build import library
 
 
 def _product_then_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -41,16 +43,59 @@ class _Compiled(torch.autograd.Function):
         return grad_x, grad_weight, rows.sum(0, dtype=ctx.bias_dtype) if by_bias else None
 
 
+class _Own(torch.autograd.Function):
+    """The same in bfloat16 by ``cpu_kernels.products``: the sums for weight and bias stay in float32."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = products.product(x.flatten(0, -2), weight.to(x.dtype), bias.float(), turned=True)
+        return out.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = bias.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        by_x, by_weight, by_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if by_x:
+            grad_x = products.product(rows, weight.to(x.dtype), turned=False).view_as(x)
+        if by_weight:
+            grad_weight, grad_bias = products.weight_gradient(rows, x.flatten(0, -2))
+            grad_weight = grad_weight.to(weight.dtype)
+        elif by_bias:
+            grad_bias = rows.sum(0, dtype=torch.float32)
+        grad_bias = grad_bias.to(ctx.bias_dtype) if by_bias and grad_bias is not None else None
+        return grad_x, grad_weight, grad_bias
+
+
+def computed_by(device_type: str, *, bfloat16: bool, compiled: bool) -> str:
+    """What multiplies in ``Linear`` layers with bias: ``avx512``, our own kernels, or ``torch``."""
+    return "avx512" if device_type == "cpu" and bfloat16 and compiled and _kernels_here() else "torch"
+
+
+@torch.compiler.assume_constant_result
+def _kernels_here() -> bool:
+    return library() is not None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x·Wᵀ + b, shapes (..., i), (o, i), (o,) -> (..., o)."""
     if bias is None or x.dim() < 2 or not compiled_for_cpu(x):
         return F.linear(x, weight, bias)
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    own = dtype == torch.bfloat16 and (autocast or weight.dtype == dtype) and _kernels_here()
     if not torch.is_grad_enabled():
-        return _product_then_bias(x, weight, bias)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
-    return _Compiled.apply(x, weight, bias)
+        return _Own.forward(x.to(dtype), weight, bias) if own else _product_then_bias(x, weight, bias)
+    if own:
+        return _Own.apply(x.to(dtype), weight, bias)
+    return _Compiled.apply(x.to(dtype), weight.to(dtype), bias)
 
 
 class Linear(nn.Linear):

@@ -7,7 +7,18 @@ from vit_gelu.suggest import unknown
 
 POOLINGS = ("cls", "mean")
 POSITION_EMBEDDINGS = ("learned", "sincos2d", "none")
-ATTENTIONS = ("auto", "explicit", "matmul", "strided", "sdpa", "flash", "efficient", "cudnn", "math")
+ATTENTIONS = (
+    "auto",
+    "explicit",
+    "matmul",
+    "strided",
+    "avx512",
+    "sdpa",
+    "flash",
+    "efficient",
+    "cudnn",
+    "math",
+)
 MLP_MEMORIES = ("fast", "lean")
 STEMS = ("patch", "resnet_stem", "resnet26", "resnet50")
 INITS = ("timm", "jax", "mimetic")

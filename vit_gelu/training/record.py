@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vit_gelu.models.linear import computed_by
 from vit_gelu.training.metrics import MaskedScore, Score
 
 if TYPE_CHECKING:
@@ -113,10 +114,12 @@ def software_and_device(device: torch.device) -> dict[str, Any]:
 
 def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
     """Versions, devices and precision of a run."""
-    return software_and_device(trainer.strategy.root_device) | {
+    device, precision = trainer.strategy.root_device, str(trainer.precision)
+    return software_and_device(device) | {
         "n_devices": trainer.world_size,
-        "precision": str(trainer.precision),
+        "precision": precision,
         "compiled": compiled,
+        "linear_kernel": computed_by(device.type, bfloat16="bf16" in precision, compiled=compiled),
     }
 
 

@@ -1,0 +1,91 @@
+"""From the C++ files here to a loaded library: compiled once per machine, kept in the user's cache folder."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+from vit_gelu.activations.generated import cpp_compiler
+
+NEEDS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+BETTER = {"amx_bf16"}  # torch's own products use these tiles, which are faster
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "fma")
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in INSTRUCTIONS)]
+SECONDS = 120  # that a compiler gets; it takes one or two
+
+
+def cache_folder() -> Path:
+    """``vit_gelu/kernels`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_gelu" / "kernels"
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's names; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def suits(flags: frozenset[str] | None = None) -> bool:
+    """Whether the files here are for a processor with these flags (by default this one): AVX-512-BF16, no tiles."""
+    flags = processor_flags() if flags is None else flags
+    return (
+        sys.platform == "linux" and platform.machine() == "x86_64" and flags >= NEEDS and not flags & BETTER
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The functions of the C++ files, or None where the processor does not suit or nothing can compile them.
+
+    The latter is said in a warning, once.
+    """
+    compiler = cpp_compiler()
+    if not suits() or compiler is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = next((line for line in said.splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"the kernels for this processor could not be compiled, so bfloat16 is slower: {reason[:200]}",
+            stacklevel=2,
+        )
+        return None
+    pointer, whole, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    loaded.product.argtypes = [pointer] * 3 + [whole] * 3 + [ctypes.c_int, pointer, threads]
+    loaded.weight_gradient.argtypes = [pointer] * 2 + [whole] * 3 + [pointer] * 2 + [threads]
+    loaded.attention.argtypes = [pointer] + [whole] * 4 + [number] + [pointer] * 2 + [threads]
+    loaded.attention_backward.argtypes = [pointer] * 3 + [whole] * 4 + [number, pointer, threads]
+    for function in (loaded.product, loaded.weight_gradient, loaded.attention, loaded.attention_backward):
+        function.restype = None
+    return loaded
+
+
+def _compiled(compiler: str) -> Path:
+    """The file in the cache folder for these sources, flags and compiler; made if it is not there."""
+    here = Path(__file__).parent
+    sources = {
+        path.name: path.read_bytes() for pattern in ("*.h", "*.cpp") for path in sorted(here.glob(pattern))
+    }
+    made_from = [*sources.values(), compiler.encode(), *(flag.encode() for flag in FLAGS)]
+    file = cache_folder() / f"{hashlib.sha256(chr(0).encode().join(made_from)).hexdigest()[:24]}.so"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as work:
+            partial = Path(work, file.name)
+            code = [str(here / name) for name in sources if name.endswith(".cpp")]
+            command = [compiler, *FLAGS, *code, "-o", str(partial)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+            os.replace(partial, file)  # when whole: another process may be at it, too
+    return file
