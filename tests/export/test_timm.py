@@ -7,14 +7,21 @@ import timm
 import torch
 import yaml
 
+from tests.cli.conftest import write_checkpoint
+from tests.export.conftest import SMALL, scramble
 from vit_gelu.cli.errors import guarded
 from vit_gelu.cli.export import main
+from vit_gelu.data import load_source
+from vit_gelu.export.trained import read_trained
+from vit_gelu.export.verification import check_images
+from vit_gelu.models import VisionTransformer
 from vit_gelu.models.timm_model import TimmModel
 from vit_gelu.training import load_network
 
 
 def export(file, out, *more):
     assert main([str(file), "--format", "timm", "--out", str(out), *more]) == 0
+    return json.loads((out / "export.json").read_text())
 
 
 def refusal(capsys, file, out, *more):
@@ -147,3 +154,45 @@ def test_card_does_not_lend_results_to_other_weights(digits_run, tmp_path):
     record = json.loads((digits_run / "record.json").read_text())
     said = "these weights are its `best` checkpoint" in (tmp_path / "out" / "README.md").read_text()
     assert said == (card["step"] != record["steps"])
+
+
+def test_a_masked_run_is_an_encoder_without_a_head(digits_run, checkpoint, tmp_path):
+    """Its card states the loss that its record has; timm makes features of it."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    file = checkpoint(num_classes=0)
+    file.rename(run / "checkpoints" / "last.ckpt")
+    record = json.loads((digits_run / "record.json").read_text())
+    scores = {"test": None, "val": {"loss": 0.625, "n": 12}}
+    (run / "record.json").write_text(json.dumps(record | scores | {"tested": None, "steps": 0}))
+    (run / "config.yaml").write_text((digits_run / "config.yaml").read_text())
+    export(run, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "An image encoder without a head" in text
+    assert "| digits, validation | 12 | 0.6250 |" in text
+    assert "top-1" not in text
+    assert "image-feature-extraction" in text
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert (model.num_classes, model.pretrained_cfg["label_names"]) == (0, [])
+
+
+def test_enlarged_images_are_compared_as_the_network_sees_them(checkpoint, tmp_path):
+    digits = load_source("digits")
+    net = VisionTransformer(image_size=16, in_channels=1, **SMALL)
+    file = write_checkpoint(
+        tmp_path / "net.ckpt",
+        scramble(net),
+        name="digits",
+        fingerprint=digits.fingerprint,
+        image_size=[16, 16],
+        upsampled_from=[8, 8],
+        in_channels=1,
+        mean=[0.4],
+        std=[0.2],
+    )
+    record = export(file, tmp_path / "out")
+    assert record["verified"]["images"] == "digits, validation, enlarged to 16x16"
+    images = check_images(read_trained(file, {}))
+    own = digits.val.images[: len(images.pixels)].float()
+    seen = torch.nn.functional.interpolate(own, (16, 16), mode="bicubic", antialias=True).clamp(0, 255)
+    assert (images.pixels.float() - seen).abs().max() <= 0.5

@@ -1,6 +1,7 @@
 """Adapting a checkpoint: head, input, sizes, options; what changed is said, and nothing is half-loaded."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -80,9 +81,37 @@ def test_head_may_be_drawn_and_is_the_seeds():
 
 
 def test_equal_number_of_classes_keeps_the_head():
-    model, changes = build_pretrained(checkpoint(), num_classes=5)
-    assert not changes
+    model, (change,) = build_pretrained(checkpoint(), num_classes=5)
+    assert change.text == "head: 5 classes -> 5 classes, kept; whether they are the same ones is not known"
     assert model.head.weight.any()
+
+
+def test_names_of_classes_decide_where_both_are_known():
+    named = dataclasses.replace(checkpoint(), class_names=("a", "b", "c", "d", "e"))
+    model, (change,) = build_pretrained(named, num_classes=5, class_names=list("abcde"))
+    assert change.text == "head: 5 classes -> 5 classes, kept"
+    assert torch.equal(model.head.weight, named.state["head.weight"])
+    model, (change,) = build_pretrained(named, num_classes=5, class_names=list("abced"))
+    assert change.text == (
+        "head: 5 classes -> 5 classes, other classes: number 3 was 'd' and is 'e'; new, zero"
+    )
+    assert not model.head.weight.any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value):
+    good = checkpoint()
+    bad = {**good.state, "blocks.1.mlp.fc1.bias": torch.full((96,), value)}
+    with pytest.raises(
+        ValueError, match=r"--model.pretrained S: blocks.1.mlp.fc1.bias has values that are NaN"
+    ):
+        dataclasses.replace(good, state=bad)
+
+
+def test_all_contradictions_are_listed():
+    with pytest.raises(ValueError, match=r"--model.depth 3: contradicts") as error:
+        build_pretrained(checkpoint(), depth=3, pooling="mean", embed_dim=24)
+    assert str(error.value).splitlines()[1] == "So do: --model.pooling mean"
 
 
 @pytest.mark.parametrize(

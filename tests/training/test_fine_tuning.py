@@ -73,7 +73,7 @@ def test_swap_is_reported_as_it_is(source, tmp_path, capsys):
         torch.testing.assert_close(net(images), b, rtol=1e-4, atol=1e-5)
 
 
-def test_images_come_as_the_checkpoint_knows_them(source, tmp_path):
+def test_images_come_as_the_checkpoint_knows_them(source, tmp_path, capsys):
     """Its mean and std, not those of the new data; enlarged to its size."""
     large = tmp_path / "large"
     train(large, data__upsample=16, data__mean="[0.25]", data__std="[0.4]", trainer__max_epochs=1)
@@ -83,11 +83,23 @@ def test_images_come_as_the_checkpoint_knows_them(source, tmp_path):
     assert card["data"]["std"] == [0.4]
     assert card["network"]["image_size"] == [16, 16]
     asked = tmp_path / "asked"
-    tuned(asked, large, data__mean="[0.5]", data__image_size=8, trainer__max_epochs=1)
+    own = {"data__mean": "[0.5]", "data__image_size": 8, "trainer__max_epochs": 1}
+    with pytest.raises(
+        ValueError, match=r"--data.mean: with a checkpoint give --data.std as well.*std \[0.4\]"
+    ):
+        tuned(asked, large, **own)
+    record = tuned(asked, large, **own, data__std="[0.3]")
     _, card = load_network(asked)
     assert card["data"]["mean"] == [0.5]
-    assert card["data"]["std"] == [0.4]
+    assert card["data"]["std"] == [0.3]
     assert card["network"]["image_size"] == [8, 8]
+    said = capsys.readouterr().out
+    assert "images: enlarged from 8x8 to 16x16, the checkpoint's size" in said
+    assert "activation gelu, kept" in said
+    assert "WARNING: the checkpoint was trained on this data set" in said
+    assert record["pretrained"]["images"] == [
+        "mean [0.5], std [0.3]: as asked for (the checkpoint's: mean [0.25], std [0.4])"
+    ]
 
 
 def test_own_config_repeats_the_run(source, tmp_path):
@@ -113,7 +125,12 @@ def test_from_scratch_the_config_says_all_defaults(tmp_path):
 
 
 def test_frozen_backbone(source, tmp_path):
-    tuned(tmp_path / "run", source, model__freeze="backbone", trainer__max_epochs=2)
+    record = tuned(tmp_path / "run", source, model__freeze="backbone", trainer__max_epochs=2)
+    learning = sum(weights(source)[f"net.head.{name}"].numel() for name in ("weight", "bias"))
+    total = record["model"]["parameters"]
+    assert record["pretrained"]["trained"] == [
+        f"frozen: backbone; trained: {learning:,} of {total:,} parameters"
+    ]
     before, after = weights(source), weights(tmp_path / "run")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"net.head.weight", "net.head.bias"}
@@ -228,7 +245,15 @@ def test_models_of_timm(tmp_path, model):
         ({"model__depth": 3}, r"--model\.depth 3: contradicts"),
         ({"model__pooling": "cls"}, r"--model\.pooling cls: contradicts"),
         ({"model__name": "vit_small"}, r"--model\.name vit_small: not with --model\.pretrained"),
-        ({"model__anneal_activation": 5}, r"--model\.anneal_activation 5: needs"),
+        ({"model__anneal_activation": 5}, r"--model\.anneal_activation 5: needs --activation"),
+        (
+            {"model__anneal_activation": 5, "activation": "relu"},
+            r"--model\.anneal_activation 5: .* is relu already",
+        ),
+        (
+            {"model__freeze": "backbone", "model__layer_decay": 0.7},
+            r"--model\.layer_decay 0\.7: has no effect",
+        ),
         ({"model__anneal_activation": 500, "activation": "gelu"}, r"must end before the training does"),
         ({"model__whiten_patches": "true"}, r"--model\.whiten_patches"),
         ({"activation": "swiglu"}, r"gated"),

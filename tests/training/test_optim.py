@@ -14,6 +14,7 @@ from vit_gelu.training.optim import (
     parameter_groups,
     resolve_optimizer,
     schedule_factor,
+    warmup_length,
 )
 
 
@@ -138,11 +139,33 @@ def test_schedule_shape():
     assert middle == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
+def test_warm_up_in_epochs_or_steps():
+    assert warmup_length(1.5, None, steps_per_epoch=10, total_steps=20) == 15
+    assert warmup_length(0.0, 7, steps_per_epoch=10, total_steps=20) == 7
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "message"),
+    [
+        (
+            5,
+            None,
+            "--model.warmup_epochs 5: .* 50 steps .* training of 27; at most --model.warmup_epochs 2.7",
+        ),
+        (0.0, 28, "--model.warmup_steps 28: .* 28 steps .* training of 27; at most --model.warmup_steps 27"),
+    ],
+)
+def test_the_longest_warm_up_is_named_and_fits(epochs, steps, message):
+    with pytest.raises(ValueError, match=message):
+        warmup_length(epochs, steps, steps_per_epoch=10, total_steps=27)
+    assert warmup_length(2.7, None, steps_per_epoch=10, total_steps=27) == 27
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
-        ({"warmup_steps": 11}, "warm-up of 11 steps does not fit a training of 10"),
+        ({"warmup_steps": 11}, "warmup_steps 11: does not fit a training of 10 steps"),
         ({"final_lr_fraction": 2.0}, "final_lr_fraction 2.0"),
     ],
 )

@@ -21,13 +21,14 @@ from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
 from vit_gelu.training.base import RunModule
-from vit_gelu.training.beginning import SCRATCH, fill_defaults
+from vit_gelu.training.beginning import fill_defaults
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
 from vit_gelu.training.logs import COLUMNS, LOSS_COLUMNS, MetricsFile
 from vit_gelu.training.masked import MaskedModule
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
+from vit_gelu.training.scratch import SCRATCH
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")

@@ -47,10 +47,12 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(b, c, h, w) uint8 to float32, contiguous, of the same or the upsampled size."""
-        pixels = images.to(torch.float32)
-        if self.upsample is not None:
-            # antialias chooses Pillow's kernel (a = -0.5); enlarging needs no filter.
-            pixels = F.interpolate(pixels.contiguous(), self.upsample, mode="bicubic", antialias=True).clamp_(
-                0, 255
-            )
+        pixels = images.to(torch.float32) if self.upsample is None else self.enlarge(images, self.upsample)
         return pixels.mul_(self.scale).add_(self.shift)
+
+    @staticmethod
+    def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+        """(b, c, h, w) of any dtype to float32 of another height and width, clipped to 0-255."""
+        # antialias chooses Pillow's kernel (a = -0.5); enlarging needs no filter.
+        pixels = images.to(torch.float32).contiguous()
+        return F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp_(0, 255)

@@ -10,6 +10,7 @@ import torch
 from vit_gelu.data.arrays import ImageArrays, Images, Source
 from vit_gelu.data.augment import Policy
 from vit_gelu.data.batch import Batch
+from vit_gelu.data.following import both_or_neither, decoded, enlarged, how_resized
 from vit_gelu.data.loader import EvalLoader, TrainLoader, check_global_batch_size
 from vit_gelu.data.mixing import Mixing
 from vit_gelu.data.policies import build_policy
@@ -169,7 +170,7 @@ class ImageData(L.LightningDataModule):
         self,
         image_size: tuple[int, int],
         normalization: Callable[[int], tuple[tuple[float, ...], tuple[float, ...]]],
-    ) -> None:
+    ) -> list[str]:
         """Bring images as a checkpoint knows them, where the options do not say otherwise.
 
         Files are decoded at its size. Images in memory are enlarged to it batch by batch where that keeps their
@@ -178,22 +179,32 @@ class ImageData(L.LightningDataModule):
         Args:
             image_size: height and width in pixels that the checkpoint was trained on.
             normalization: channels -> its mean and std.
+
+        Returns:
+            What it came to, a line each, for people.
+
+        Raises:
+            ValueError: one of mean and std is given, and the other is not.
         """
+        lines = []
         if self._asked_size is None and self.upsample is None:
             if Path(self._asked_name).expanduser().is_dir():
                 self._asked_size = image_size
+                lines.append(decoded(image_size))
             else:
                 self.prepare_data()
-                (height, width), (own_height, own_width) = image_size, self.source.image_size
-                larger = height >= own_height and height * own_width == width * own_height
-                if larger and (height, width) != (own_height, own_width):
+                own = self.source.image_size
+                if enlarged(own, image_size):
                     self.upsample = image_size
-                elif not larger:
+                elif own != image_size:
                     self._asked_size, self._source = image_size, None
+                if own != image_size:
+                    lines.append(how_resized(own, image_size))
         self.prepare_data()
-        mean, std = normalization(self.in_channels)
-        self._asked_mean = list(mean) if self._asked_mean is None else self._asked_mean
-        self._asked_std = list(std) if self._asked_std is None else self._asked_std
+        self._asked_mean, self._asked_std, line = both_or_neither(
+            self._asked_mean, self._asked_std, *normalization(self.in_channels)
+        )
+        return [*lines, line]
 
     # -- Lightning's hooks ------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from vit_gelu import __version__
 from vit_gelu.export.trained import Trained
 from vit_gelu.models import VisionTransformer
 
-PRIVATE = ("root", "default_root_dir")  # paths of the machine
+PRIVATE = ("root", "default_root_dir", "pretrained")  # paths of the machine
+SPLITS = {"test": "test", "val": "validation"}
 
 
 def results(trained: Trained) -> list[str]:
@@ -26,12 +27,15 @@ def results(trained: Trained) -> list[str]:
             f"`{trained.checkpoint.stem}` checkpoint** (step {trained.card['step']:,}) and were not tested.",
             "",
         ]
-    lines += ["| split | images | top-1 | loss |", "|---|---|---|---|"]
-    for split in ("test", "val"):
-        if score := record.get(split):
-            name = {"test": "test", "val": "validation"}[split]
-            top1 = f"{100 * score['top1']:.2f} %"
-            lines.append(f"| {data['name']}, {name} | {score['n']:,} | {top1} | {score['loss']:.4f} |")
+    scores = {name: record[split] for split, name in SPLITS.items() if record.get(split)}
+    classifies = any("top1" in score for score in scores.values())
+    lines += [
+        "| split | images | top-1 | loss |" if classifies else "| split | images | loss of masked pixels |"
+    ]
+    lines += ["|---|---|---|" + "---|" * classifies]
+    for name, score in scores.items():
+        top1 = f"{100 * score['top1']:.2f} % | " if classifies else ""
+        lines.append(f"| {data['name']}, {name} | {score['n']:,} | {top1}{score['loss']:.4f} |")
     lines += ["", f"One run, seed {record['seed']}: its spread over seeds is not in these numbers."]
     return lines
 
@@ -52,7 +56,11 @@ def model_card(trained: Trained, architecture: str) -> str:
     data, net = trained.card["data"], trained.net
     parameters = sum(p.numel() for p in net.parameters())
     channels, height, width = trained.image_shape
-    front: dict[str, Any] = {"library_name": "timm", "tags": ["image-classification", "timm", "vit_gelu"]}
+    classes = len(trained.class_names)
+    task = "image-classification" if classes else "image-feature-extraction"
+    front: dict[str, Any] = {"library_name": "timm", "tags": [task, "timm", "vit_gelu"]}
+    origin = trained.card.get("origin") or {}
+    began = f", from the checkpoint `{origin['name']}` ({origin['origin']})" if origin else ""
     network = yaml.safe_dump(net.config, sort_keys=False, allow_unicode=True).strip()
     run: dict[str, Any] = {
         part: {k: v for k, v in trained.options[part].items() if v is not None and k not in PRIVATE}
@@ -67,14 +75,15 @@ def model_card(trained: Trained, architecture: str) -> str:
     title = architecture
     if isinstance(net, VisionTransformer):  # timm's name is but an entry whose options are all overridden
         title = f"ViT, width {net.config['embed_dim']}, depth {net.config['depth']}"
+    more = ", … (`label_names` in config.json)" if classes > 20 else ""
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
         f"# {title}, {trained.activation}, trained on {data['name']}",
         "",
-        f"An image classifier of {len(trained.class_names)} classes with {parameters:,} parameters, activation "
-        f"**{trained.activation}**, trained with vit_gelu {__version__}.",
+        f"An image {f'classifier of {classes} classes' if classes else 'encoder without a head'} with {parameters:,} "
+        f"parameters, activation **{trained.activation}**, trained with vit_gelu {__version__}{began}.",
         "",
         *(f"{note}\n" for note in trained.notes),
         "## Results",
@@ -90,10 +99,8 @@ def model_card(trained: Trained, architecture: str) -> str:
         "```",
         "",
         f"Images: {channels} × {height} × {width}, pixels scaled to 0-1, then mean {mean} and std {std} per channel "
-        "(`timm.data.resolve_model_data_config(model)` has them). Classes in order: "
-        + ", ".join(trained.class_names[:20])
-        + (", … (`label_names` in config.json)" if len(trained.class_names) > 20 else "")
-        + ".",
+        "(`timm.data.resolve_model_data_config(model)` has them)."
+        + (f" Classes in order: {', '.join(trained.class_names[:20])}{more}." if classes else ""),
         "",
         "## How it was made",
         "",

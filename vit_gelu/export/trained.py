@@ -51,7 +51,8 @@ class Trained:
 
     @property
     def class_names(self) -> list[str]:
-        return list(self.card["data"]["class_names"])
+        """In the order of the head; empty where there is none."""
+        return list(self.card["data"]["class_names"]) if self.net.config["num_classes"] else []
 
     @property
     def activation(self) -> str:

@@ -84,6 +84,10 @@ def check_images(trained: Trained, root: str | None = None) -> CheckImages:
         device = torch.device("cpu")
         pixels = torch.cat(list(build_fetcher(images, device, 0)([indices], [indices])))
         what = f"{source.name}, validation"
+        height_and_width = trained.image_shape[1:]
+        if trained.card["data"].get("upsampled_from"):
+            pixels = Normalize.enlarge(pixels, height_and_width).round_().to(torch.uint8)
+            what += f", enlarged to {height_and_width[0]}x{height_and_width[1]}"
     return CheckImages(pixels, Normalize(trained.mean, trained.std)(pixels), what)
 
 
@@ -95,7 +99,7 @@ def _source(trained: Trained, root: str | None) -> Source | str:
         source = load_source(
             name,
             options.get("root") if root is None else root,
-            image_size=tuple(data["image_size"]),
+            image_size=tuple(data.get("upsampled_from") or data["image_size"]),
             download=False,
             **({"val_fraction": options["val_fraction"]} if "val_fraction" in options else {}),
         )

@@ -14,9 +14,15 @@ from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
-from vit_gelu.training.layer_decay import layer_scales
+from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
 from vit_gelu.training.metrics import MaskedScore, Score
-from vit_gelu.training.optim import SCHEDULES, build_optimizer, build_schedule, resolve_optimizer
+from vit_gelu.training.optim import (
+    SCHEDULES,
+    build_optimizer,
+    build_schedule,
+    resolve_optimizer,
+    warmup_length,
+)
 from vit_gelu.training.speed import count_flops
 
 YOUNGER = {"mlp_memory": "fast"}
@@ -79,9 +85,12 @@ class RunModule(pl.LightningModule):
             raise ValueError(f"--model.ema_decay {ema_decay}: must lie between 0 and 1")
         if not warmup_epochs >= 0:
             raise ValueError(f"--model.warmup_epochs {warmup_epochs}: must be >= 0")
-        if warmup_steps is not None and (warmup_steps < 0 or warmup_epochs):
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"--model.warmup_steps {warmup_steps}: must be >= 0")
+        if warmup_steps is not None and warmup_epochs:
             raise ValueError(
-                f"--model.warmup_steps {warmup_steps}: must be >= 0, and --model.warmup_epochs 0 beside it"
+                f"--model.warmup_steps {warmup_steps}: not beside --model.warmup_epochs {warmup_epochs:g} (the "
+                "recipe's?); set --model.warmup_epochs 0"
             )
         check_choice(network_options["attention"], attention_choice)
         if cuda_graphs and not compile:
@@ -97,6 +106,7 @@ class RunModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.warmup_epochs, self.warmup_steps = warmup_epochs, warmup_steps
+        check_layer_decay(layer_decay)
         self.layer_decay = layer_decay
         self.final_lr_fraction = final_lr_fraction
         self.ema_decay = ema_decay
@@ -181,7 +191,9 @@ class RunModule(pl.LightningModule):
         batches = data.train_n // data.global_batch_size
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        warmup = round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps
+        warmup = warmup_length(
+            self.warmup_epochs, self.warmup_steps, steps_per_epoch=per_epoch, total_steps=total
+        )
         scheduler = build_schedule(
             optimizer,
             total_steps=total,

@@ -4,69 +4,17 @@ From a checkpoint: built with the checkpoint's own activation, loaded strictly, 
 that did to the logits is said and recorded.
 """
 
-import copy
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from vit_gelu.models import build_vit
-from vit_gelu.models.anneal import AnnealHandle, anneal_activations
+from vit_gelu.models.anneal import anneal_activations
 from vit_gelu.models.build import Network, build_network
 from vit_gelu.models.options import pair
 from vit_gelu.models.pretrained import Pretrained, build_pretrained
-from vit_gelu.models.swap import SwapEffect, compare_logits, swap_activations
-from vit_gelu.models.timm_model import PREFIX, TimmModel, check_timm_name
-
-COMPARED_IMAGES = 256
-# What a ViT from scratch is where nothing else is asked for. A checkpoint, or a model of timm, has its own.
-SCRATCH: dict[str, Any] = {
-    "name": "vit_tiny",
-    "activation": "gelu",
-    "patch_size": 4,
-    "mlp_ratio": 4.0,
-    "pooling": "cls",
-    "class_token": True,
-    "position_embedding": "learned",
-    "qk_norm": False,
-    "register_tokens": 0,
-    "stem": "patch",
-    "zero_init_head": False,
-}
-# What a model of timm is not asked for: its default means nothing there.
-NOT_TIMMS: dict[str, Any] = {
-    **dict.fromkeys(set(SCRATCH) - {"name", "activation", "zero_init_head"}),
-    **dict.fromkeys(("embed_dim", "depth", "num_heads", "layer_scale", "representation_size")),
-    "attention_dropout": 0.0,
-    "patch_dropout": 0.0,
-    "attention": "auto",
-    "mlp_memory": "fast",
-    "init": "timm",
-}
-TIMMS_OWN = "timm"  # --model.pretrained of a model of timm: its weights from the hub
-
-
-@dataclass
-class Beginning:
-    """A network that training starts from.
-
-    Attributes:
-        network: with its weights, and the activation that was asked for (or on its way there).
-        anneal: blends the old activation into the new one; None where it is not asked for.
-        lines: what was changed, a line each, for people.
-        record: the same for ``record.json``; None for a network from scratch.
-    """
-
-    network: Network
-    anneal: AnnealHandle | None = None
-    lines: list[str] = field(default_factory=list)
-    record: dict[str, Any] | None = None
-
-
-def is_timm(name: str | None) -> bool:
-    """Whether ``--model.name`` asks for a model of timm."""
-    return name is not None and name.startswith(PREFIX)
+from vit_gelu.training.scratch import SCRATCH
+from vit_gelu.training.start import Beginning, swap_and_say
+from vit_gelu.training.timm_start import begin_timm, is_timm
 
 
 def fill_defaults(options: MutableMapping[str, Any]) -> None:
@@ -78,16 +26,17 @@ def fill_defaults(options: MutableMapping[str, Any]) -> None:
 
 
 def begin(
-    options: dict[str, Any], data: Any, *, pretrained: Pretrained | str | None, annealed: bool
+    options: dict[str, Any], data: Any, *, pretrained: Pretrained | str | None, anneal_steps: int | None
 ) -> Beginning:
     """The network that a run begins with.
 
     Args:
         options: ``name``, ``activation``, ``activation_kwargs``, ``seed`` and options of ``VisionTransformer``; None is
             not asked for.
-        data: the run's images: ``image_size``, ``in_channels``, ``num_classes``, ``sample_images``.
+        data: the run's images: ``image_size``, ``in_channels``, ``num_classes``, ``class_names``, ``fingerprint``,
+            ``sample_images``.
         pretrained: a checkpoint; for a model of timm ``timm``, for its own weights.
-        annealed: blend the old activation into the new one, instead of swapping at once.
+        anneal_steps: blend the old activation into the new one over so many steps, instead of swapping at once.
 
     Raises:
         ValueError: options that make no network, contradict the checkpoint or do not fit the images.
@@ -98,9 +47,13 @@ def begin(
         "num_classes": data.num_classes,
     }
     if is_timm(options["name"]):
-        return _begin_timm(options, shape, data, weights=pretrained is not None, annealed=annealed)
+        return begin_timm(options, shape, data, weights=pretrained is not None, anneal_steps=anneal_steps)
     if isinstance(pretrained, Pretrained):
-        return _begin_pretrained(pretrained, options, shape, data, annealed)
+        try:
+            return _begin_pretrained(pretrained, options, shape, data, anneal_steps)
+        except ValueError as error:  # the models do not know what the data's options are called
+            option = "--data.upsample" if data.upsample else "--data.image_size"
+            raise ValueError(str(error).replace("--model.image_size", option)) from None
     assert pretrained is None, "the checkpoint has not been read"
     return Beginning(build_vit(**{k: v for k, v in options.items() if v is not None}, **shape))
 
@@ -154,18 +107,36 @@ def check_same_start(saved: dict[str, Any], options: dict[str, Any], source: str
 
 
 def _begin_pretrained(
-    pretrained: Pretrained, options: dict[str, Any], shape: dict[str, Any], data: Any, annealed: bool
+    pretrained: Pretrained,
+    options: dict[str, Any],
+    shape: dict[str, Any],
+    data: Any,
+    anneal_steps: int | None,
 ) -> Beginning:
     if options["name"] is not None:
+        also = [
+            k for k in SCRATCH if k not in ("name", "activation", "zero_init_head") and options[k] is not None
+        ]
+        back = " ".join(f"--model.{option} null" for option in ("name", *also))
         raise ValueError(
             f"--model.name {options['name']}: not with --model.pretrained, which says what the model is\n"
-            "Is it the recipe's? --model.name null takes it back, as it does for other options of the network"
+            f"Are these the recipe's? Take them back: {back}; or start from one of configs/finetune/, which leave "
+            "the network to the checkpoint"
         )
     rest = {k: v for k, v in options.items() if k not in ("name", "activation", "activation_kwargs")}
     if rest["zero_init_head"] is None:
         rest["zero_init_head"] = True  # ViT paper, §3.2
-    network, changes = build_pretrained(pretrained, **shape, **rest)
-    lines = [*pretrained.notes, *(change.text for change in changes)]
+    names = list(data.class_names)
+    network, changes = build_pretrained(pretrained, **shape, class_names=names, **rest)
+    own = pretrained.options["activation"], pretrained.options.get("activation_kwargs") or {}
+    to = options["activation"], options["activation_kwargs"] or {}
+    swapped = to[0] is not None and to != own
+    lines = [_about(network, own[0], swapped), *pretrained.notes, *(change.text for change in changes)]
+    if pretrained.fingerprint and pretrained.fingerprint == data.fingerprint:
+        lines.append(
+            "WARNING: the checkpoint was trained on this data set: validation images may have been among its training "
+            "images, unless --data.val_fraction is the same"
+        )
     record: dict[str, Any] = {
         "source": pretrained.source,
         "name": pretrained.name,
@@ -176,106 +147,26 @@ def _begin_pretrained(
         "swap": None,
     }
     beginning = Beginning(network, None, lines, record)
-    own = pretrained.options["activation"], pretrained.options.get("activation_kwargs") or {}
-    if (
-        options["activation"] is not None
-        and (options["activation"], options["activation_kwargs"] or {}) != own
-    ):
+    if anneal_steps is not None and not swapped:
+        raise ValueError(
+            f"--model.anneal_activation {anneal_steps}: the checkpoint's activation is {own[0]} already; nothing to "
+            "go to"
+        )
+    if swapped:
         # With the checkpoint's own head: a new one, at zero, would show no difference.
         before, _ = build_pretrained(pretrained, **{**shape, "num_classes": None}, **rest)
-        _swap(beginning, before, options, data, annealed)
+        swap_and_say(beginning, before, options, data, anneal_steps)
     return beginning
 
 
-def _begin_timm(
-    options: dict[str, Any], shape: dict[str, Any], data: Any, *, weights: bool, annealed: bool
-) -> Beginning:
-    name, activation, kwargs = options["name"], options["activation"], options["activation_kwargs"]
-    for option, default in NOT_TIMMS.items():
-        if options.get(option, default) != default:
-            raise ValueError(
-                f"--model.{option} {options[option]}: not an option of {name}, which is timm's own"
-            )
-    rates = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}
-    own = {theirs: options[ours] for ours, theirs in rates.items() if options[ours]}
-    if not weights:
-        network = TimmModel(
-            name, **shape, activation=activation, activation_kwargs=kwargs, seed=options["seed"], **own
-        )
-        return Beginning(network, lines=[f"{name}: activation {activation or network.native_activation}"])
-    network = TimmModel(name, **shape, seed=options["seed"], pretrained=True, **own)
-    record = {
-        "source": name,
-        "name": name,
-        "origin": "timm",
-        "activation": network.native_activation,
-        "swap": None,
-    }
-    beginning = Beginning(network, None, [], record)
-    if options["zero_init_head"] is not False and network.timm_model.num_classes != timm_classes(name):
-        nn.init.zeros_(network.timm_model.get_classifier().weight)
-        nn.init.zeros_(network.timm_model.get_classifier().bias)
-    if activation is not None:
-        before = TimmModel(
-            name, **{**shape, "num_classes": timm_classes(name)}, seed=options["seed"], pretrained=True
-        )
-        _swap(beginning, before, options, data, annealed)
-    return beginning
-
-
-def timm_images(name: str) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
-    """Height and width, mean and standard deviation of the images that timm's weights of a model know.
-
-    Raises:
-        ValueError: timm has no such model, or no weights of it.
-    """
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(check_timm_name(name))
-    if config is None or not config.has_weights:
-        raise ValueError(f"--model.pretrained {TIMMS_OWN}: timm has no weights of {name}")
-    return (config.input_size[1], config.input_size[2]), tuple(config.mean), tuple(config.std)
-
-
-def timm_classes(name: str) -> int:
-    """How many classes the weights of a timm model know."""
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(name.removeprefix(PREFIX))
-    assert config is not None
-    return int(config.num_classes)
-
-
-def _swap(beginning: Beginning, before: Network, options: dict[str, Any], data: Any, annealed: bool) -> None:
-    """Swap the activation of the beginning's network, and say what that does to the network ``before``."""
-    activation, kwargs = options["activation"], options["activation_kwargs"]
-    after = copy.deepcopy(before)
-    swap = swap_activations(after, activation, to_kwargs=kwargs)
-    effect = compare_logits(before, after, data.sample_images(COMPARED_IMAGES))
-    if annealed:
-        beginning.anneal = anneal_activations(beginning.network, activation, to_kwargs=kwargs)
-    else:
-        swap_activations(beginning.network, activation, to_kwargs=kwargs)
-    assert beginning.record is not None
-    beginning.record["swap"] = {**swap.record(), **_effect_record(effect, before), "annealed": annealed}
-    how = "; blended in step by step" if annealed else ""
-    beginning.lines.append(f"{swap.text}: {_effect_text(effect, before)}{how}")
-
-
-def _has_logits(network: Network) -> bool:
-    return bool(network.config.get("num_classes"))
-
-
-def _effect_record(effect: SwapEffect, network: Network) -> dict[str, Any]:
-    record = effect.record()
-    return record if _has_logits(network) else {**record, "top1_agreement": None}
-
-
-def _effect_text(effect: SwapEffect, network: Network) -> str:
-    if _has_logits(network):
-        return effect.text
+def _about(network: Network, activation: str, swapped: bool) -> str:
+    """Size and activation of a checkpoint's network, as it will be trained."""
+    config = network.config
+    patch, image = ("x".join(map(str, pair("", config[side]))) for side in ("patch_size", "image_size"))
+    kept = "" if swapped else ", kept"
     return (
-        f"features moved by {effect.max_abs:.3g} (max), {effect.mean_abs:.3g} (mean) on {effect.n:,} images"
+        f"network: width {config['embed_dim']}, depth {config['depth']}, {config['num_heads']} heads, "
+        f"patches of {patch}, images of {image}; activation {activation}{kept}"
     )
 
 

@@ -42,6 +42,27 @@ def freeze(network: nn.Module, what: str | int | list[str] | None) -> list[str]:
     return frozen
 
 
+def about_frozen(
+    network: nn.Module, what: str | int | list[str] | None, frozen: list[str], layer_decay: float | None
+) -> list[str]:
+    """A line about how much of a network is trained; none if all of it is.
+
+    Raises:
+        ValueError: a learning rate per layer where only the head is left to learn.
+    """
+    if not frozen:
+        return []
+    parameters = list(network.named_parameters())
+    learning = [(name, p) for name, p in parameters if p.requires_grad]
+    if layer_decay is not None and all(_within(name, head_name(network)) for name, _ in learning):
+        raise ValueError(
+            f"--model.layer_decay {layer_decay}: has no effect where --model.freeze {what} leaves only the head to "
+            "train; set one of them to null"
+        )
+    count, of = (sum(p.numel() for _, p in some) for some in (learning, parameters))
+    return [f"frozen: {what}; trained: {count:,} of {of:,} parameters"]
+
+
 def head_name(network: nn.Module) -> str:
     """The name of the classifier: ``head``, or what a timm model calls it."""
     inner = getattr(network, "timm_model", None)

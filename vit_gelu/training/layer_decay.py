@@ -8,6 +8,16 @@ from torch import nn
 from vit_gelu.models import VisionTransformer
 
 
+def check_layer_decay(decay: float | None) -> None:
+    """Refuse a factor that is not one.
+
+    Raises:
+        ValueError: out of range.
+    """
+    if decay is not None and not 0 < decay <= 1:
+        raise ValueError(f"--model.layer_decay {decay}: must lie in (0, 1]; usual are 0.65 to 0.9")
+
+
 def layer_scales(network: nn.Module, decay: float | None) -> dict[str, float] | None:
     """The factor on the learning rate of each parameter.
 
@@ -25,10 +35,9 @@ def layer_scales(network: nn.Module, decay: float | None) -> dict[str, float] | 
     Raises:
         ValueError: decay out of range, or a network that does not say what its layers are.
     """
+    check_layer_decay(decay)
     if decay is None:
         return None
-    if not 0 < decay <= 1:
-        raise ValueError(f"--model.layer_decay {decay}: must lie in (0, 1]; usual are 0.65 to 0.9")
     layers = _vit_layers(network) if isinstance(network, VisionTransformer) else _timm_layers(network)
     last = max(layers.values())
     return {name: decay ** (last - layer) for name, layer in layers.items()}

@@ -13,21 +13,14 @@ from vit_gelu.models.pretrained import Pretrained, read_pretrained
 from vit_gelu.models.whitening import whiten_patches
 from vit_gelu.training.attention import agree
 from vit_gelu.training.base import RunModule, step_output
-from vit_gelu.training.beginning import (
-    TIMMS_OWN,
-    Beginning,
-    anneal_share,
-    begin,
-    begin_again,
-    check_same_start,
-    fill_defaults,
-    is_timm,
-    timm_images,
-)
+from vit_gelu.training.beginning import anneal_share, begin, begin_again, check_same_start, fill_defaults
 from vit_gelu.training.checkpoints import AveragedWeights
 from vit_gelu.training.compilation import check_cuda_graphs, compile_network
+from vit_gelu.training.freeze import about_frozen
 from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
+from vit_gelu.training.start import Beginning
+from vit_gelu.training.timm_start import TIMMS_OWN, is_timm, timm_images
 
 WHITENING_IMAGES = 5000  # 320,000 patches at 32 px: the second moments of 48 pixels are known to a per cent
 
@@ -142,19 +135,28 @@ class ClassificationModule(RunModule):
             raise ValueError(f"--model.label_smoothing {label_smoothing}: must lie in [0, 1)")
         if not 0 <= patch_dropout_until <= 1:
             raise ValueError(f"--model.patch_dropout_until {patch_dropout_until}: must lie between 0 and 1")
-        if anneal_activation is not None and (
-            anneal_activation < 1 or pretrained is None or activation is None
-        ):
-            raise ValueError(
-                f"--model.anneal_activation {anneal_activation}: needs --model.pretrained, an --activation to go to, "
-                "and at least 1 step"
-            )
+        if anneal_activation is not None:
+            if anneal_activation < 1:
+                raise ValueError(f"--model.anneal_activation {anneal_activation}: must be at least 1 step")
+            for option, value in {"--model.pretrained": pretrained, "--activation": activation}.items():
+                if value is None:
+                    what = "to go to" if option == "--activation" else "whose activation is the old one"
+                    raise ValueError(
+                        f"--model.anneal_activation {anneal_activation}: needs {option} as well, {what}"
+                    )
         if pretrained is not None and whiten_patches:
             raise ValueError(
                 "--model.whiten_patches true: not with --model.pretrained, whose patches are learned"
             )
-        if is_timm(name) and (whiten_patches or attention_choice is not None):
-            raise ValueError(f"--model.whiten_patches, --model.attention_choice: not options of {name}")
+        if is_timm(name):
+            for option, given in {
+                "whiten_patches": whiten_patches,
+                "attention_choice": attention_choice,
+            }.items():
+                if given:
+                    raise ValueError(
+                        f"--model.{option} {given}: not an option of {name}, which is timm's own"
+                    )
         network_options: dict[str, Any] = {
             "name": name,
             "activation": activation,
@@ -206,6 +208,7 @@ class ClassificationModule(RunModule):
         self.checkpoint: Pretrained | None = None
         self.saved: dict[str, Any] | None = None
         self.beginning: Beginning | None = None
+        self.images: list[str] = []  # how they were brought to what the checkpoint knows
         self.patch_dropout, self.patch_dropout_until = patch_dropout, patch_dropout_until
         self.whiten_patches = whiten_patches
         self.label_smoothing = label_smoothing
@@ -229,12 +232,12 @@ class ClassificationModule(RunModule):
                 )
             if self.pretrained is not None:
                 size, mean, std = timm_images(self.network_options["name"])
-                data.follow(size, lambda channels: (mean, std))
+                self.images = data.follow(size, lambda channels: (mean, std))
             return
         if self.pretrained is not None and self.checkpoint is None:
             self.checkpoint = read_pretrained(self.pretrained)
             height, width = pair("image_size", self.checkpoint.options["image_size"])
-            data.follow((height, width), self.checkpoint.normalization)
+            self.images = data.follow((height, width), self.checkpoint.normalization)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -283,15 +286,18 @@ class ClassificationModule(RunModule):
                 self.network_options,
                 data,
                 pretrained=self.checkpoint or self.pretrained,
-                annealed=self.anneal_steps is not None,
+                anneal_steps=self.anneal_steps,
             )
+            self.beginning.say_first(self.images)
         self.net = self.beginning.network
+        frozen = freeze_parts(self.net, self.frozen_parts)
+        if self.saved is None:
+            self.beginning.say(about_frozen(self.net, self.frozen_parts, frozen, self.layer_decay))
         self.checkpoint = self.saved = (
             None  # a second copy of all weights, in every process and in the average
         )
         if self.trainer.is_global_zero:
             print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
-        freeze_parts(self.net, self.frozen_parts)
         self.score = ExactScore(data.num_classes)
         if isinstance(self.net, VisionTransformer):
             if self.whiten_patches:

@@ -175,6 +175,25 @@ def schedule_factor(
     return final_lr_fraction + (1 - final_lr_fraction) * shape
 
 
+def warmup_length(epochs: float, steps: int | None, *, steps_per_epoch: int, total_steps: int) -> int:
+    """Optimizer steps of a warm-up that was asked for in epochs or, if not None, in steps.
+
+    Raises:
+        ValueError: longer than the training.
+    """
+    asked = round(epochs * steps_per_epoch) if steps is None else steps
+    if asked <= total_steps:
+        return asked
+    most = f"warmup_steps {total_steps}"
+    if steps is None:
+        most = f"warmup_epochs {math.floor(100 * total_steps / steps_per_epoch) / 100:g}"
+    option = f"warmup_epochs {epochs:g}" if steps is None else f"warmup_steps {steps}"
+    raise ValueError(
+        f"--model.{option}: a warm-up of {asked} steps does not fit a training of {total_steps}; at most "
+        f"--model.{most}"
+    )
+
+
 def build_schedule(
     optimizer: Optimizer,
     *,
@@ -192,8 +211,7 @@ def build_schedule(
         raise ValueError("--model.schedule: " + unknown("schedule", schedule, SCHEDULES))
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"--model.warmup_epochs: a warm-up of {warmup_steps} steps does not fit a training of {total_steps}; "
-            f"lower it to at most {total_steps / warmup_steps:.2g} of what it is, or to 0"
+            f"--model.warmup_steps {warmup_steps}: does not fit a training of {total_steps} steps"
         )
     if not 0 <= final_lr_fraction <= 1:
         raise ValueError(f"--model.final_lr_fraction {final_lr_fraction}: must lie between 0 and 1")

@@ -30,21 +30,23 @@ def build_pretrained(
     patch_size: int | Sequence[int] | None = None,
     in_channels: int | None = None,
     num_classes: int | None = None,
+    class_names: Sequence[str] = (),
     zero_init_head: bool = True,
     **options: Any,
 ) -> tuple[VisionTransformer, list[Change]]:
     """Build the checkpoint's network for other images and classes, and load it strictly.
 
-    What is None stays as it is in the checkpoint. An equal number of classes keeps the head, another one
-    replaces it, together with a tanh layer before it (ViT paper, §3.2) unless ``representation_size`` asks for
-    that layer's size. Position embeddings and patch kernels are resized as in the checkpoint's origin; a fixed
-    sine-cosine embedding is computed again for the new grid.
+    What is None stays as it is in the checkpoint. The same classes keep the head, by their names or, where those
+    are not known, by their number; other ones replace it, together with a tanh layer before it (ViT paper, §3.2)
+    unless ``representation_size`` asks for that layer's size. Position embeddings and patch kernels are resized as
+    in the checkpoint's origin; a fixed sine-cosine embedding is computed again for the new grid.
 
     Args:
         pretrained: from ``read_pretrained``; its state is copied.
         image_size, patch_size: pixels, one number or (height, width).
         in_channels: channels of the images.
         num_classes: 0 leaves the head out.
+        class_names: of the images at hand; empty: not known.
         zero_init_head: a new head starts at zero; else as ``init`` draws it.
         options: what may differ without changing the function in evaluation (dropout, drop_path, attention,
             mlp_memory, seed, …). Others may be given if they are the checkpoint's own; None is not given.
@@ -66,10 +68,17 @@ def build_pretrained(
     changes: list[Change] = []
     state = dict(pretrained.state)  # its tensors are never changed in place
 
-    new_head = classes != own["num_classes"]
+    renamed = bool(class_names and pretrained.class_names) and tuple(class_names) != pretrained.class_names
+    new_head = classes != own["num_classes"] or renamed
     representation = own["representation_size"]
     if new_head:
-        representation = _replace_head(state, own, classes, given, zero_init_head, changes)
+        others = _first_other(pretrained.class_names, class_names) if renamed else ""
+        representation = _replace_head(state, own, classes, given, zero_init_head, others, changes)
+    elif num_classes:
+        sure = (
+            "" if class_names and pretrained.class_names else "; whether they are the same ones is not known"
+        )
+        changes.append(Change("head", f"{classes} classes", f"{classes} classes", f"kept{sure}"))
     _adapt_stem(state, pretrained, channels, patch, changes)
     new_grid = _adapt_positions(state, pretrained, image, patch, changes)
     config = {
@@ -97,8 +106,17 @@ def _sides(name: str, value: int | Sequence[int] | None, own: dict[str, Any]) ->
     return pair(name, own[name] if value is None else value)
 
 
+def _first_other(old: Sequence[str], new: Sequence[str]) -> str:
+    """Which names differ, if the numbers do not say it."""
+    if len(old) != len(new):
+        return ""
+    at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+    return f"other classes: number {at} was {old[at]!r} and is {new[at]!r}; "
+
+
 def _check(pretrained: Pretrained, given: dict[str, Any]) -> None:
     own = {**DEFAULTS, **pretrained.options}
+    contradictions: dict[str, str] = {}
     for name, value in given.items():
         if name not in DEFAULTS:
             close = nearest(name, DEFAULTS, n=1)
@@ -108,10 +126,14 @@ def _check(pretrained: Pretrained, given: dict[str, Any]) -> None:
             reason = ""
             if name in ("activation", "activation_kwargs"):
                 reason = "; it is loaded with its own, and swapped afterwards"
-            raise ValueError(
+            contradictions[name] = (
                 f"--model.{name} {value}: contradicts {OPTION} {pretrained.source}, "
                 f"where it is {_own_value(name, own)}{reason}"
             )
+    if contradictions:
+        first, *more = contradictions
+        also = f"\nSo do: {', '.join(f'--model.{name} {given[name]}' for name in more)}" if more else ""
+        raise ValueError(contradictions[first] + also)
 
 
 def _own_value(name: str, own: dict[str, Any]) -> Any:
@@ -158,6 +180,7 @@ def _replace_head(
     classes: int,
     given: dict[str, Any],
     zero: bool,
+    others: str,
     changes: list[Change],
 ) -> int | None:
     """Take the old head out of the state; returns the size of the layer before the new one."""
@@ -168,7 +191,7 @@ def _replace_head(
     def words(n: int) -> str:
         return f"{n} classes" if n else "none"
 
-    changes.append(Change("head", words(own["num_classes"]), words(classes), how))
+    changes.append(Change("head", words(own["num_classes"]), words(classes), others + how))
     representation = own["representation_size"]
     if representation is not None and given.get("representation_size") is None:
         for key in ("pre_logits.fc.weight", "pre_logits.fc.bias"):

@@ -39,8 +39,13 @@ class Pretrained:
         mean, std: of the images it was trained on, pixels in 0-1, one number per channel.
         sha256: of the file's bytes.
         notes: what was assumed or left out, a line each.
+        class_names: in the order of its head; empty where the checkpoint does not say.
+        fingerprint: hash of the images and labels that a run of ours was trained on; empty elsewhere.
         resizing: how its position embeddings and patch kernels are resized, a key of ``resize.RESIZINGS``;
             empty: as its origin does.
+
+    Raises:
+        ValueError: weights that are not finite.
     """
 
     source: str
@@ -53,6 +58,16 @@ class Pretrained:
     sha256: str
     notes: tuple[str, ...] = ()
     resizing: str = ""
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.state.items():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"{OPTION} {self.source}: {name} has values that are NaN or infinite; the file is of a training "
+                    "that failed, or damaged"
+                )
 
     def record(self) -> dict[str, Any]:
         """What a run's record keeps of it, in plain values."""

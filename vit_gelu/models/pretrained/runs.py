@@ -71,6 +71,8 @@ def read_run(path: Path, source: str) -> Pretrained:
         tuple(data["std"]),
         sha256_of(file),
         notes,
+        class_names=tuple(data.get("class_names") or ()),
+        fingerprint=data.get("fingerprint") or "",
     )
 
 

@@ -170,6 +170,7 @@ def _pretrained(
         sha256_of(file),
         (*notes, *said, *left),
         "flexivit" if config["architecture"].startswith("flexivit") else "",
+        tuple(map(str, config.get("label_names") or ())),
     )
 
 
