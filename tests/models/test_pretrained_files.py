@@ -41,6 +41,7 @@ def read_back(state, path, **options):
         ("deit3_small_patch16_224", {}),
         ("vit_small_patch14_reg4_dinov2", {"img_size": 28}),
         ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
+        ("vit_base_patch16_clip_224", {"img_size": 48}),
     ],
     ids=str,
 )
@@ -54,6 +55,11 @@ def test_architecture_from_shapes(name, arguments, suffix, tmp_path):
     pretrained = read_pretrained(str(path))
     assert (pretrained.origin, pretrained.name, len(pretrained.sha256)) == ("timm", "weights", 64)
     assert any("activation gelu (exact): assumed" in note for note in pretrained.notes)
+    eps = theirs.blocks[0].norm1.eps
+    assert any(f"norm_eps {eps:g}: assumed" in note for note in pretrained.notes)
+    if "clip" in name:
+        config = timm.get_pretrained_cfg(f"{name}.openai")
+        assert (pretrained.mean, pretrained.std) == (config.mean, config.std)
     ours, changes = build_pretrained(pretrained)
     assert not changes
     assert_same_logits(
@@ -229,6 +235,10 @@ def test_a_pickle_that_wants_to_run_code_runs_nothing(tmp_path):
     state = {"patch_embed.proj.weight": torch.zeros(1), "x": Payload()}
     torch.save(state, tmp_path / "zip.pth")
     torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    for protocol in (0, 2, 4):
+        (tmp_path / "bare.pth").write_bytes(pickle.dumps({"state_dict": Payload()}, protocol=protocol))
+        with pytest.raises(ValueError, match=r"refused, because unpickling it would call \w+\.system"):
+            read_pretrained(str(tmp_path / "bare.pth"))
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Payload(), protocol=2))
     for name in ("zip.pth", "legacy.pth", "bare.pt"):
         with pytest.raises(ValueError, match=r"unpickling it would call \w+\.system; only tensors"):

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping
@@ -87,19 +88,37 @@ def read_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes are a stranger's, and so are the ways in which they are wrong
         wanted = re.search(r"(?:GLOBAL|function|global)\s+(?:<[^>]*>\s*)?`?([\w.]+\.[\w.]+)", str(error))
-        if wanted:
+        calls = wanted[1] if wanted else _called_by(path)
+        if calls:
             raise ValueError(
-                f"{OPTION} {path}: refused, because unpickling it would call {wanted[1]}; only tensors and "
+                f"{OPTION} {path}: refused, because unpickling it would call {calls}; only tensors and "
                 "plain types are loaded. Ask its author for .safetensors, or save its state dict anew"
             ) from None
         if "TorchScript" in str(error):
             raise ValueError(
                 f"{OPTION} {path}: is a TorchScript program, which holds code; give its state dict instead"
             ) from None
+        # torch's own words are a page long, or a number.
         raise ValueError(
-            f"{OPTION} {path}: cannot be read as a checkpoint (truncated, or another kind of file): "
-            f"{_first_line(error)}"
+            f"{OPTION} {path}: cannot be read as a checkpoint: truncated, damaged, or another kind of file"
         ) from None
+
+
+def _called_by(path: Path) -> str | None:
+    """The first name from outside that a plain pickle asks for, by its opcodes alone; None: none, or no pickle."""
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    return str(argument).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except Exception:  # not a pickle, or a broken one
+        pass
+    return None
 
 
 def _first_line(error: Exception) -> str:

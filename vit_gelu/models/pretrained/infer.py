@@ -72,7 +72,7 @@ def infer_options(
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "pre_norm": "norm_pre.weight" in state,
         "fc_norm": fc_norm,
-        "norm_eps": 1e-5 if layout == "clip" else 1e-6,
+        "norm_eps": _norm_eps(state, layout, notes),
         "representation_size": _rows(state, "pre_logits.fc.weight"),
         "stem": stem,
     }
@@ -81,6 +81,19 @@ def infer_options(
     options["num_heads"] = num_heads or _heads(state, dim, depth, where, notes)
     options |= _mlp(state, layout, where, notes)
     return options, notes
+
+
+def is_clips(state: dict[str, Tensor], layout: str) -> bool:
+    """Whether it is an image tower of CLIP: by its names, or by the norm before the blocks, which others have not."""
+    return layout == "clip" or "norm_pre.weight" in state
+
+
+def _norm_eps(state: dict[str, Tensor], layout: str, notes: list[str]) -> float:
+    eps = 1e-5 if is_clips(state, layout) else 1e-6
+    if layout == "timm":
+        whose = "as CLIP's" if eps == 1e-5 else "as most ViTs have it"
+        notes.append(f"norm_eps {eps:g}: assumed, {whose}")
+    return eps
 
 
 def _rows(state: dict[str, Tensor], key: str) -> int | None:

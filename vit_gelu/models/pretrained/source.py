@@ -6,7 +6,7 @@ from pathlib import Path
 from vit_gelu.models.pretrained.checkpoint import CLIP, IMAGENET, INCEPTION, OPTION, Pretrained
 from vit_gelu.models.pretrained.files import SUFFIXES, read_npz, read_state, sha256_of
 from vit_gelu.models.pretrained.google import from_npz
-from vit_gelu.models.pretrained.infer import infer_options
+from vit_gelu.models.pretrained.infer import infer_options, is_clips
 from vit_gelu.models.pretrained.keys import account, leave_out, shapes_of
 from vit_gelu.models.pretrained.layouts import to_timm_names
 from vit_gelu.models.pretrained.runs import is_run_folder, read_run
@@ -88,12 +88,16 @@ def _read_file(path: Path, source: str, image_size: tuple[int, int] | None) -> P
         options, assumed = infer_options(state, layout, source, image_size)
         notes += [*assumed, *left]
         origin = "torchvision" if layout == "torchvision" else "timm"
-        mean, std = CLIP if layout == "clip" else IMAGENET
+        clips = is_clips(state, layout)
+        mean, std = CLIP if clips else IMAGENET
     account(shapes_of(options), state, source)
     channels = options["in_channels"]
     if channels != 3:
         mean, std = (0.5,) * channels, (0.5,) * channels
     if origin == "timm":
-        whose = "0.5" if channels != 3 else "CLIP's" if layout == "clip" else "ImageNet's"
-        notes.append(f"mean and std {whose}: assumed, the file does not say")
+        whose = "0.5" if channels != 3 else "CLIP's" if clips else "ImageNet's"
+        notes.append(
+            f"mean and std {whose}: assumed, the file does not say (others: --data.mean and --data.std, or a timm "
+            "folder with config.json)"
+        )
     return Pretrained(source, path.stem, origin, options, state, mean, std, sha256_of(path), tuple(notes))
