@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from tests.models.checkpoints import assert_same_logits, images, scrambled, timm_folder
 from tests.models.hub import COMMIT, serve
 from vit_gelu.models.pretrained import build_pretrained, read_pretrained
+from vit_gelu.models.timm_model import TimmModel
 
 NAME = "test_vit.r160_in1k"  # timm's smallest ViT
 REPOSITORY = f"timm/{NAME}"
@@ -211,3 +212,24 @@ def test_folders(tmp_path):
     )
     with pytest.raises(ValueError, match=r"timm cannot build it: .*no_such"):
         read_pretrained(str(tmp_path))
+
+
+def test_a_model_of_timm_gets_its_weights_by_the_same_way(hub):
+    theirs, _, asked = hub
+    net = TimmModel(f"timm/{NAME}", 1000, 160, pretrained=True).eval()
+    x = images((160, 160))
+    torch.testing.assert_close(net(x), theirs.eval()(x))
+    asked.clear()
+    TimmModel(f"timm/{NAME}", 1000, 160, pretrained=True)
+    assert not asked
+
+
+def test_a_model_of_timm_without_a_network(closed_port):
+    with pytest.raises(
+        ValueError, match=r"--model.name timm/test_vit.r160_in1k: needs model.safetensors"
+    ) as error:
+        TimmModel(f"timm/{NAME}", 1000, 160, pretrained=True)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert str(constants.HF_HUB_CACHE) in lines[1]
+    assert "copy models--timm--test_vit.r160_in1k from its cache into this one" in lines[2]

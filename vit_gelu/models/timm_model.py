@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from vit_gelu.activations.recognition import describe_activation
 from vit_gelu.models import options
 from vit_gelu.models.activation_places import find_places
+from vit_gelu.models.pretrained.hub import fetch
 from vit_gelu.models.swap import swap_activations
 from vit_gelu.randomness import key
 from vit_gelu.suggest import nearest
 
 PREFIX = "timm/"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_timm_name(name: str) -> str:
@@ -196,6 +198,11 @@ def _create(
     arguments: dict[str, Any] = {"in_chans": in_channels, **({"img_size": size} if sized else {}), **kwargs}
     if not pretrained:
         arguments["num_classes"] = num_classes
+    elif cfg is not None and cfg.hf_hub_id and "pretrained_cfg_overlay" not in kwargs:
+        # Not by timm, which asks the hub even for what is in the cache, and for a minute where there is no network.
+        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else WEIGHTS
+        file = fetch(cfg.hf_hub_id, names, PREFIX + wanted, option="--model.name")
+        arguments["pretrained_cfg_overlay"] = {"file": str(file)}
     where = f"--model.name {PREFIX}{wanted}"
     try:
         # With timm's own number of classes its weights load strictly; with another, timm asks for nothing.

@@ -8,7 +8,7 @@ from vit_gelu.models.pretrained.checkpoint import OPTION
 REACHED_WITHIN = 5.0  # seconds; huggingface_hub itself goes on trying for minutes
 
 
-def fetch(repository: str, names: Sequence[str], source: str) -> Path:
+def fetch(repository: str, names: Sequence[str], source: str, *, option: str = OPTION) -> Path:
     """The first of several files that a repository has.
 
     A file in the cache is taken without asking whether there is a newer one: a run that is repeated reads what
@@ -18,6 +18,7 @@ def fetch(repository: str, names: Sequence[str], source: str) -> Path:
         repository: ``owner/name`` or ``owner/name@revision``.
         names: of files, the preferred one first.
         source: what the user wrote.
+        option: where; a folder in its place is advised only for ``--model.pretrained``.
 
     Returns:
         The path in the cache.
@@ -31,6 +32,10 @@ def fetch(repository: str, names: Sequence[str], source: str) -> Path:
 
     identifier, _, revision = repository.partition("@")
     at = revision or None
+
+    def offline(reason: str) -> ValueError:
+        return ValueError(_offline(repository, names, f"{option} {source}", reason, folders=option == OPTION))
+
     try:
         for name in names:
             cached = huggingface_hub.try_to_load_from_cache(identifier, name, revision=at)
@@ -38,35 +43,35 @@ def fetch(repository: str, names: Sequence[str], source: str) -> Path:
                 return Path(cached)
         unreachable = _unreachable()
         if unreachable:
-            raise ValueError(_offline(repository, names, source, unreachable))
+            raise offline(unreachable)
         for name in names:
             try:
                 return Path(huggingface_hub.hf_hub_download(identifier, name, revision=at))
             except (
                 errors.LocalEntryNotFoundError
             ) as error:  # reached a moment ago, and now it does not answer
-                raise ValueError(_offline(repository, names, source, _reason(error))) from None
+                raise offline(_reason(error)) from None
             except errors.EntryNotFoundError:
                 continue
     except errors.HFValidationError:
         raise ValueError(
-            f"{OPTION} {source}: {identifier!r} is no name of a repository (owner/name)"
+            f"{option} {source}: {identifier!r} is no name of a repository (owner/name)"
         ) from None
     except errors.GatedRepoError:
         raise ValueError(
-            f"{OPTION} {source}: {identifier} is gated: accept its terms on its page, then log in (hf auth login)"
+            f"{option} {source}: {identifier} is gated: accept its terms on its page, then log in (hf auth login)"
         ) from None
     except errors.RevisionNotFoundError:
-        raise ValueError(f"{OPTION} {source}: {identifier} has no revision {revision!r}") from None
+        raise ValueError(f"{option} {source}: {identifier} has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
         raise ValueError(
-            f"{OPTION} {source}: no repository {identifier} on the hub, or a private one (hf auth login)"
+            f"{option} {source}: no repository {identifier} on the hub, or a private one (hf auth login)"
         ) from None
     except ValueError:
         raise
     except Exception as error:  # the client's network errors have changed their classes between versions
-        raise ValueError(_offline(repository, names, source, _reason(error))) from None
-    raise ValueError(f"{OPTION} {source}: {repository} has no {' and no '.join(names)}")
+        raise offline(_reason(error)) from None
+    raise ValueError(f"{option} {source}: {repository} has no {' and no '.join(names)}")
 
 
 def _unreachable() -> str:
@@ -87,18 +92,26 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:120] or type(error).__name__
 
 
-def _offline(repository: str, names: Sequence[str], source: str, reason: str) -> str:
+def _offline(repository: str, names: Sequence[str], asked: str, reason: str, *, folders: bool) -> str:
     from huggingface_hub import constants
 
     identifier, _, revision = repository.partition("@")
     folder = identifier.rpartition("/")[2]
     weights = "model.safetensors" if names[0] == "config.json" else names[0]
     at = f" --revision {revision}" if revision else ""
+    bring = [
+        f"where there is a network: hf download {identifier}{at} config.json {weights} --local-dir {folder}",
+        f"then bring that folder here: {OPTION} path/to/{folder}",
+    ]
+    if not folders:
+        kept = f"models--{identifier.replace('/', '--')}"
+        bring = [
+            f"where there is a network: hf download {identifier}{at}; then copy {kept} from its cache into this one"
+        ]
     return "\n".join(
         [
-            f"{OPTION} {source}: needs {' or '.join(names)} of {identifier}, and the hub cannot be reached ({reason})",
+            f"{asked}: needs {' or '.join(names)} of {identifier}, and the hub cannot be reached ({reason})",
             f"not in the cache either: {constants.HF_HUB_CACHE} (HF_HUB_CACHE, or hub in HF_HOME)",
-            f"where there is a network: hf download {identifier}{at} config.json {weights} --local-dir {folder}",
-            f"then bring that folder here: {OPTION} path/to/{folder}",
+            *bring,
         ]
     )
