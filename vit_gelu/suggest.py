@@ -3,16 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+LESS = 0.1  # of the best one's likeness, which is at most 1
+
 
 def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
-    """The choices most like ``name``, best first; empty when none is close.
+    """The choices most like ``name``, best first, without those that are clearly less like it; empty: none is close.
 
     >>> nearest("glue", ["gelu", "relu", "silu"])[0]
     'gelu'
+    >>> nearest("--model.pretraind", ["--model.pretrained", "--model.mlp_ratio"])
+    ['--model.pretrained']
     """
-    choices = list(choices)
-    lower = {c.lower(): c for c in reversed(choices)}
-    return [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=n, cutoff=0.6)]
+    lower = {c.lower(): c for c in reversed(list(choices))}
+    close = difflib.get_close_matches(name.lower(), lower, n=n, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, match, name.lower()).ratio() for match in close]
+    return [lower[m] for m, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - LESS]
 
 
 def unknown(what: str, name: str, choices: Iterable[str], *, limit: int = 40) -> str:

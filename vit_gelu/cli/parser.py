@@ -50,7 +50,7 @@ class Parser(LightningArgumentParser):
         if group:
             key = f"{group[1]}.{group[2]}"
         if key is not None:
-            choices = [name.lstrip("-") for name in self.option_names()]
+            choices = [name.lstrip("-") for name in self.option_names() if not name.endswith("+")]
             close = nearest(key, choices) or nearest(key.split(".")[-1], choices)
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
             command = " ".join((self.usage or "vit-gelu train").split()[:2])

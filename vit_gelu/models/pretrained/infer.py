@@ -11,6 +11,11 @@ from vit_gelu.models.stem import RESNET_LAYERS
 from vit_gelu.models.vit import VIT_SIZES
 
 HEAD_WIDTH = 64
+FOREIGN = {
+    "dist_token": "a distillation token and two heads (DeiT)",
+    "head_dist.": "a distillation token and two heads (DeiT)",
+    "attn_pool.": "attention pooling (SigLIP)",
+}
 
 
 def infer_options(
@@ -36,11 +41,12 @@ def infer_options(
     kernel = state.get("patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 4:
         raise ValueError(f"{OPTION} {where}: has no patch_embed.proj.weight of four dimensions")
-    if "dist_token" in state or "head_dist.weight" in state:
-        raise ValueError(
-            f"{OPTION} {where}: has a distillation token and two heads (DeiT), which our ViT has not; "
-            "give timm's name for it to --model.name (timm/NAME)"
-        )
+    for key, what in FOREIGN.items():
+        if any(name.startswith(key) for name in state):
+            raise ValueError(
+                f"{OPTION} {where}: has {what}, which our ViT has not, so such a file is not read; timm's own "
+                "weights can be trained: --model.name timm/NAME --model.pretrained timm"
+            )
     notes: list[str] = []
     dim = kernel.shape[0]
     depth = 1 + max((int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1)

@@ -24,7 +24,8 @@ class _Refusal:
     def __call__(self, argument: str, what: str) -> NoReturn:
         raise ValueError(
             f"{OPTION} {self.name}: timm's {argument} ({what}) is none of our ViT's options; "
-            f"--model.name timm/{self.architecture} builds that model as it is"
+            f"--model.name timm/{self.architecture} --model.pretrained timm trains that model from timm's own weights "
+            "(weights of one's own are not read into it)"
         )
 
 

@@ -197,7 +197,8 @@ def _names() -> list[str]:
 def _unknown_name(source: str) -> str:
     names = _names()
     architectures = {name.partition(".")[0] for name in names}
-    close = nearest(source, names) or nearest(source.partition(".")[0], architectures)
+    close = nearest(source, names if "." in source else architectures)
+    close = close or nearest(source.partition(".")[0], architectures)
     hint = f" Did you mean {' or '.join(close[:3])}?" if close else ""
     return (
         f"{OPTION} {source}: neither a file, a folder, nor a model that timm knows.{hint} "
