@@ -38,6 +38,7 @@ from peers import PEERS, Peer, build_peer
 from report import Options, choose_device, describe, heading, run_script, save, table
 from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
 
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
 from vit_gelu.models.attention_choice import Shape, choose_attention
@@ -119,7 +120,10 @@ def steps_of(
     """
     kernels: dict[str, str] = {}
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    compiled = torch.compile(module) if "compiled" in asked.mode else module
+    compiled = module
+    if "compiled" in asked.mode:
+        ours_on_cpu = isinstance(module, VisionTransformer) and images.device.type == "cpu"
+        compiled = torch.compile(module, options=cpu_options() if ours_on_cpu else None)
 
     def autocast(precision: str) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.training.helpers import train
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.data import ImageData
 from vit_gelu.training import compilation
 from vit_gelu.training.compilation import check_compiler, check_cuda_graphs, graph_breaks
@@ -121,8 +122,21 @@ def test_the_mode_of_compilation(monkeypatch, cuda_graphs, mode):
     monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
     seen = []
     net = SimpleNamespace(compile=lambda **options: seen.append(options))
-    compilation.compile_network(net, CPU, cuda_graphs=cuda_graphs)
+    compilation.compile_network(net, torch.device("cuda"), cuda_graphs=cuda_graphs)
     assert seen == [{"mode": mode}]
+
+
+def test_on_a_cpu_products_and_sums_are_one_instruction(monkeypatch):
+    """a·b − c where a·b is rounded: 0 in two instructions, what was lost in one."""
+    monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
+    seen = []
+    compilation.compile_network(SimpleNamespace(compile=lambda **o: seen.append(o)), CPU, cuda_graphs=False)
+    assert seen == [{"options": cpu_options()}]
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    a = torch.full((64,), 1 + 2**-12)
+    residue = torch.compile(lambda a, c: a * a - c, options=cpu_options())(a, a * a)
+    assert residue.tolist() == [2.0**-24] * 64
 
 
 class NoSynchronisation(Callback):

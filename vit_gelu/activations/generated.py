@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vit_gelu.activations import eager
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.activations.distributions import DISTRIBUTIONS
 from vit_gelu.activations.formulas import cdf_partials, cdf_product
 
@@ -68,7 +69,7 @@ def _by_all(grad: Tensor, x: Tensor, mu: Any, sigma: Any, name: str) -> tuple[Te
 def _compiled(formula: FunctionType, *variant: Any) -> Callable[..., Any]:
     """The compiled formula; variants are kept apart, because torch gives up after several of one piece of code."""
     own = FunctionType(formula.__code__.replace(), formula.__globals__, formula.__name__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    return torch.compile(own, dynamic=True, fullgraph=True, options=cpu_options())
 
 
 def _run(

@@ -1,8 +1,8 @@
 """Φ for half-precision numbers in compiled code on a CPU, where erf would be a large part of a training step.
 
-float16 and bfloat16 hold three digits; what is computed here, in float32, has five. The one exponential serves Φ
-and its density both, so that GELU's backward pass needs one instead of two. Left of 0 the error is relative, as erf's
-is not: the small negative values of GELU keep their digits.
+float16 and bfloat16 hold three digits; what is computed here, in float32, has four or more. The one exponential serves
+Φ and its density both, so that GELU's backward pass needs one instead of two. Left of 0 the error is relative, as
+erf's is not: the small negative values of GELU keep their digits.
 """
 
 import math
@@ -31,17 +31,43 @@ def serves(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) and compiled_for_cpu(x)
 
 
+# exp(s) on [−104/64, 0], minimax fit of the relative error, exact at 0: 2.5e-6 after the 64th power. torch's own
+# vectorised exponential is a call, around which all registers are saved.
+_E = (
+    1.0,
+    0.9999983546945589,
+    0.4999771361974503,
+    0.16655532632141384,
+    0.04140182897458518,
+    0.007985771970597938,
+    0.0011271584859332828,
+    8.723443594516045e-05,
+)
+
+
 def _bell(z: Tensor) -> Tensor:
-    """exp(−z²/2): written alike in both passes, so that the compiler computes it once."""
-    return torch.exp(-0.5 * z * z)
+    """exp(−z²/2) = exp(−z²/128)⁶⁴, 0 where float32 has no smaller number; relative error below 7e-6 for |z| < 5.
+
+    Written alike in both passes, so that the compiler computes it once.
+    """
+    s = torch.clamp_min(z * z * (-0.5 / 64), -104 / 64)
+    power = _polynomial(_E, s)
+    for _ in range(6):
+        power = power * power
+    return power
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Any:
+    """Σ cₖxᵏ by Horner's rule."""
+    value: Any = coefficients[-1]
+    for c in reversed(coefficients[:-1]):
+        value = value * x + c
+    return value
 
 
 def _cdf(z: Tensor) -> Tensor:
     t = 1.0 / (1.0 + _P * z.abs())
-    polynomial = _C[-1]
-    for c in reversed(_C[:-1]):
-        polynomial = polynomial * t + c
-    tail = _bell(z) * t * polynomial
+    tail = _bell(z) * t * _polynomial(_C, t)
     return torch.where(z > 0, 1.0 - tail, tail)
 
 
@@ -63,7 +89,9 @@ class _NormalCDF(torch.autograd.Function):
 
 
 def normal_cdf(z: Tensor) -> Tensor:
-    """Φ(z) for float32 z that came from half precision; relative error below 5e-6 for z ≤ 0, absolute above.
+    """Φ(z) for float32 z that came from half precision.
+
+    Relative error below 1.2e-5 for −5 < z ≤ 0, and 5e-5 left of it; absolute above.
 
     >>> print(f"{normal_cdf(torch.tensor(-4.0)).item():.4e}")  # 3.1671e-05
     3.1671e-05

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.findings import OK
 from vit_gelu.cli.machine import check_compiler
@@ -46,7 +47,9 @@ def compile_alone(function: Callable[..., Any], backend: str = "inductor") -> Ca
     own = types.FunctionType(
         entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
     )
-    return torch.compile(own, dynamic=False, backend=backend)
+    # As a training compiles; what the options say of C++ does not reach a GPU.
+    options = cpu_options() if backend == "inductor" else None
+    return torch.compile(own, dynamic=False, backend=backend, options=options)
 
 
 def counted() -> tuple[int, int, int]:

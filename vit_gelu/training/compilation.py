@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from einops import rearrange
 
+from vit_gelu.activations.compiled import cpu_options
+
 
 def _counters() -> Any:
     # Its import takes a second: who has not compiled has not imported it.
@@ -96,4 +98,7 @@ def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: 
     # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
     for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
         rearrange(value, "one -> one")
-    net.compile(mode="reduce-overhead" if cuda_graphs else None)
+    if device.type == "cpu":
+        net.compile(options=cpu_options())
+    else:
+        net.compile(mode="reduce-overhead" if cuda_graphs else None)
