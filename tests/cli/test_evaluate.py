@@ -382,3 +382,10 @@ def test_probe_of_a_checkpoint_of_others(digits_run, tmp_path, capsys, monkeypat
 def test_probe_of_a_checkpoint_needs_a_data_set(tmp_path, capsys):
     torch.save({}, tmp_path / "net.pth")
     assert "--data.name" in refusal(capsys, tmp_path / "net.pth", "--probe", "knn")
+
+
+def test_checkpoints_of_others_are_sent_to_the_probes(tmp_path, capsys):
+    torch.save({"head.weight": torch.zeros(2, 3)}, tmp_path / "vit.pth")
+    message = refusal(capsys, tmp_path / "vit.pth")
+    assert "is not a checkpoint of vit_gelu" in message
+    assert "--probe linear, fewshot or knn" in message

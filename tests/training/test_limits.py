@@ -1,11 +1,12 @@
 """Accumulation, limits on evaluation, the best checkpoint of a run that was never validated on its way."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from tests.training.helpers import ROOT, assert_same_weights, metrics, train, weights
+from tests.training.helpers import ROOT, arguments, assert_same_weights, metrics, train, weights
 
 
 def losses(out):
@@ -52,6 +53,32 @@ def test_a_training_cut_short_says_so(tmp_path, capsys):
     assert "stopped early" in capsys.readouterr().err
     assert train(tmp_path / "whole")["planned_steps"] == 2 * (record["dataset"]["train_n"] // 128)
     assert "stopped early" not in capsys.readouterr().err
+
+
+def test_a_training_that_ends_between_two_rows_logs_its_last_steps(tmp_path):
+    options = {"trainer__max_steps": 14, "trainer__max_epochs": -1, "trainer__log_every_n_steps": 50}
+    record = train(tmp_path / "run", **options)
+    *_, trained, validated, tested = metrics(tmp_path / "run")
+    assert (trained["step"], validated["step"], tested["step"]) == ("14", "14", "14")
+    assert float(trained["train_loss"]) > 0
+    assert float(validated["val_top1"]) == pytest.approx(record["val"]["top1"])
+    assert float(tested["test_top1"]) == pytest.approx(record["test"]["top1"])
+    steps = [row["step"] for row in metrics(tmp_path / "run") if row["train_loss"]]
+    assert len(steps) == len(set(steps)) == 2  # the epoch, and what came after it
+
+
+def test_a_training_that_diverges_in_its_last_steps_is_not_finished(tmp_path):
+    from vit_gelu.cli.train import main
+
+    wild = {
+        "activation": "relu_squared",
+        "model__lr": 1e18,
+        "model__optimizer": "sgd",
+        "model__schedule": "constant",
+    }
+    limits = {"trainer__max_steps": 4, "trainer__max_epochs": -1, "trainer__log_every_n_steps": 50}
+    assert main(arguments(tmp_path / "run", **wild, **limits)) == 1
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "diverged"
 
 
 def test_best_needs_something_to_judge_by(tmp_path):

@@ -89,7 +89,13 @@ def main(argv: list[str]) -> int:
     checkpoint = find_checkpoint(Path(options.run).expanduser(), options.checkpoint or "last")
     if options.checkpoint and Path(options.run).expanduser().is_file():
         raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {options.run} is a file")
-    net, card = load_network(checkpoint)
+    try:
+        net, card = load_network(checkpoint)
+    except ValueError as error:
+        if is_run(options.run):
+            raise
+        others = "what the features of others' checkpoints are worth: --probe linear, fewshot or knn"
+        raise UsageError(f"{error}; {others}") from None
     if options.probe is None:
         check_head(card, options.run)
     config = run_config(checkpoint)

@@ -44,6 +44,7 @@ class Monitor(Callback):
         self.bad_step = -1
         self.window_lrs: dict[int, float] = {}
         self.flushed_step = 0
+        self.validated_step = -1
         self.rows = 0
         self.latest: dict[str, float] = {}
         self.started = ""
@@ -137,7 +138,9 @@ class Monitor(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         score = pl_module.last_score
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
+        # After the training too, where it ended between two validations.
+        if trainer.global_step != self.validated_step and not trainer.sanity_checking and score is not None:
+            self.validated_step = trainer.global_step
             figures = {f"val_{name}": value for name, value in score.figures().items()}
             self.write_row(trainer, {"epoch": trainer.current_epoch, **figures})
 

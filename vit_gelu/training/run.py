@@ -118,6 +118,7 @@ def train(
     }
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        monitor.flush(trainer)  # the steps since the last row, which the checkpoint still has as such
     except Diverged as error:
         record |= {"status": "diverged", "diverged_step": error.step, "diverged_lr": _finite(error.lr)}
         record |= _describe(module, data, trainer, config, monitor)
@@ -140,6 +141,7 @@ def train(
     if test_checkpoint == "best" and checkpoints.best_step >= 0:
         module.load_state_dict(read_checkpoint(trainer.strategy.broadcast(checkpoints.best))["state_dict"])
         module.to(trainer.strategy.root_device)
+        monitor.validated_step = steps  # what is judged now are other weights
     scores = {split: _evaluate(trainer, module, data, split) for split in ("val", "test")}
     if checkpoints is not None and checkpoints.best_step < 0 and scores["val"] is not None:
         # Never validated on the way: the only candidate is what came out.
