@@ -96,10 +96,24 @@ def test_images_come_as_the_checkpoint_knows_them(source, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "images: enlarged from 8x8 to 16x16, the checkpoint's size" in said
     assert "activation gelu, kept" in said
-    assert "WARNING: the checkpoint was trained on this data set" in said
+    assert "WARNING" not in said
     assert record["pretrained"]["images"] == [
         "mean [0.5], std [0.3]: as asked for (the checkpoint's: mean [0.25], std [0.4])"
     ]
+
+
+def test_images_that_were_trained_on_do_not_validate_unsaid(source, tmp_path, capsys):
+    """As by comparing the images: with another share of them, some were in the training before; with the same, none."""
+    seen = {image.numpy().tobytes() for image in load_source("digits").train.images}
+    for fraction, some in ((0.1, False), (0.3, True)):
+        again = load_source("digits", val_fraction=fraction).val.images
+        assert any(image.numpy().tobytes() in seen for image in again) == some
+        out = tmp_path / str(fraction)
+        record = tuned(out, source, data__val_fraction=fraction, trainer__max_epochs=1)
+        assert (
+            "WARNING: the checkpoint was trained on digits with another split" in capsys.readouterr().out
+        ) == some
+        assert any("another split" in line for line in record["pretrained"]["changes"]) == some
 
 
 def test_own_config_repeats_the_run(source, tmp_path):
@@ -245,6 +259,10 @@ def test_models_of_timm(tmp_path, model):
         ({"model__depth": 3}, r"--model\.depth 3: contradicts"),
         ({"model__pooling": "cls"}, r"--model\.pooling cls: contradicts"),
         ({"model__name": "vit_small"}, r"--model\.name vit_small: not with --model\.pretrained"),
+        (
+            {"model__activation_kwargs": '{"negative_slope": 0.2}'},
+            r"--model\.activation_kwargs .*: needs --activation",
+        ),
         ({"model__anneal_activation": 5}, r"--model\.anneal_activation 5: needs --activation"),
         (
             {"model__anneal_activation": 5, "activation": "relu"},

@@ -34,7 +34,7 @@ def begin(
         options: ``name``, ``activation``, ``activation_kwargs``, ``seed`` and options of ``VisionTransformer``; None is
             not asked for.
         data: the run's images: ``image_size``, ``in_channels``, ``num_classes``, ``class_names``, ``fingerprint``,
-            ``sample_images``.
+            ``val_fraction``, ``source``, ``sample_images``.
         pretrained: a checkpoint; for a model of timm ``timm``, for its own weights.
         anneal_steps: blend the old activation into the new one over so many steps, instead of swapping at once.
 
@@ -114,14 +114,18 @@ def _begin_pretrained(
     anneal_steps: int | None,
 ) -> Beginning:
     if options["name"] is not None:
-        also = [
-            k for k in SCRATCH if k not in ("name", "activation", "zero_init_head") and options[k] is not None
-        ]
+        asked = [k for k in SCRATCH if k not in ("name", "activation", "zero_init_head")]
+        also = [k for k in (*asked, "embed_dim", "depth", "num_heads") if options[k] is not None]
         back = " ".join(f"--model.{option} null" for option in ("name", *also))
         raise ValueError(
             f"--model.name {options['name']}: not with --model.pretrained, which says what the model is\n"
             f"Are these the recipe's? Take them back: {back}; or start from one of configs/finetune/, which leave "
             "the network to the checkpoint"
+        )
+    if options["activation"] is None and options["activation_kwargs"]:
+        raise ValueError(
+            f"--model.activation_kwargs {options['activation_kwargs']}: needs --activation; the checkpoint's own "
+            "has its options"
         )
     rest = {k: v for k, v in options.items() if k not in ("name", "activation", "activation_kwargs")}
     if rest["zero_init_head"] is None:
@@ -132,11 +136,7 @@ def _begin_pretrained(
     to = options["activation"], options["activation_kwargs"] or {}
     swapped = to[0] is not None and to != own
     lines = [_about(network, own[0], swapped), *pretrained.notes, *(change.text for change in changes)]
-    if pretrained.fingerprint and pretrained.fingerprint == data.fingerprint:
-        lines.append(
-            "WARNING: the checkpoint was trained on this data set: validation images may have been among its training "
-            "images, unless --data.val_fraction is the same"
-        )
+    lines += _overlap(pretrained.trained_on, data)
     record: dict[str, Any] = {
         "source": pretrained.source,
         "name": pretrained.name,
@@ -157,6 +157,18 @@ def _begin_pretrained(
         before, _ = build_pretrained(pretrained, **{**shape, "num_classes": None}, **rest)
         swap_and_say(beginning, before, options, data, anneal_steps)
     return beginning
+
+
+def _overlap(seen: dict[str, Any], data: Any) -> list[str]:
+    """A warning where images that are to judge the run may have been trained on before it."""
+    same_split = seen.get("fingerprint") == data.fingerprint or seen.get("val_fraction") == data.val_fraction
+    if not seen or seen["name"] != data.source.name or same_split:
+        return []
+    other = "unknown" if seen["val_fraction"] is None else f"{seen['val_fraction']:g}"
+    return [
+        f"WARNING: the checkpoint was trained on {data.source.name} with another split (--data.val_fraction {other}, "
+        f"now {data.val_fraction:g}): validation images may have been among its training images"
+    ]
 
 
 def _about(network: Network, activation: str, swapped: bool) -> str:

@@ -43,9 +43,17 @@ def freeze(network: nn.Module, what: str | int | list[str] | None) -> list[str]:
 
 
 def about_frozen(
-    network: nn.Module, what: str | int | list[str] | None, frozen: list[str], layer_decay: float | None
+    network: nn.Module,
+    what: str | int | list[str] | None,
+    frozen: list[str],
+    layer_decay: float | None,
+    *,
+    learned: bool,
 ) -> list[str]:
     """A line about how much of a network is trained; none if all of it is.
+
+    Args:
+        learned: whether the frozen weights have been trained before.
 
     Raises:
         ValueError: a learning rate per layer where only the head is left to learn.
@@ -60,7 +68,8 @@ def about_frozen(
             "train; set one of them to null"
         )
     count, of = (sum(p.numel() for _, p in some) for some in (learning, parameters))
-    return [f"frozen: {what}; trained: {count:,} of {of:,} parameters"]
+    values = "" if learned else ", at its random values"
+    return [f"frozen: {what}{values}; trained: {count:,} of {of:,} parameters"]
 
 
 def head_name(network: nn.Module) -> str:

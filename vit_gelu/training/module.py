@@ -292,7 +292,11 @@ class ClassificationModule(RunModule):
         self.net = self.beginning.network
         frozen = freeze_parts(self.net, self.frozen_parts)
         if self.saved is None:
-            self.beginning.say(about_frozen(self.net, self.frozen_parts, frozen, self.layer_decay))
+            self.beginning.say(
+                about_frozen(
+                    self.net, self.frozen_parts, frozen, self.layer_decay, learned=self.pretrained is not None
+                )
+            )
         self.checkpoint = self.saved = (
             None  # a second copy of all weights, in every process and in the average
         )

@@ -60,6 +60,7 @@ def swap_and_say(
         **swap.record(),
         **_effect_record(effect, before),
         "annealed": anneal_steps is not None,
+        "anneal_steps": anneal_steps,
     }
     how = " (with the checkpoint's own head)" if _has_logits(before) else ""
     how += f"; blended in over {anneal_steps:,} steps" if anneal_steps is not None else ""

@@ -1,6 +1,6 @@
 """What a checkpoint is, once it has been read: an architecture, weights, and the images it was trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,8 @@ class Pretrained:
         sha256: of the file's bytes.
         notes: what was assumed or left out, a line each.
         class_names: in the order of its head; empty where the checkpoint does not say.
-        fingerprint: hash of the images and labels that a run of ours was trained on; empty elsewhere.
+        trained_on: of a run of ours: ``name`` of its data set, ``fingerprint`` of its images, labels and their split,
+            and ``val_fraction`` (None: not known); empty elsewhere.
         resizing: how its position embeddings and patch kernels are resized, a key of ``resize.RESIZINGS``;
             empty: as its origin does.
 
@@ -59,7 +60,7 @@ class Pretrained:
     notes: tuple[str, ...] = ()
     resizing: str = ""
     class_names: tuple[str, ...] = ()
-    fingerprint: str = ""
+    trained_on: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.state.items():

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vit_gelu.models.pretrained.checkpoint import FREE, OPTION, Pretrained
 from vit_gelu.models.pretrained.files import read_pickled, sha256_of
 from vit_gelu.models.pretrained.keys import account, shapes_of
@@ -72,8 +74,21 @@ def read_run(path: Path, source: str) -> Pretrained:
         sha256_of(file),
         notes,
         class_names=tuple(data.get("class_names") or ()),
-        fingerprint=data.get("fingerprint") or "",
+        trained_on={
+            "name": data.get("name"),
+            "fingerprint": data.get("fingerprint"),
+            "val_fraction": _val_fraction(file),
+        },
     )
+
+
+def _val_fraction(file: Path) -> float | None:
+    """Share of the training images that the run of a checkpoint kept for validation; None where nothing says it."""
+    config = file.resolve().parent.parent / "config.yaml"
+    try:
+        return float(yaml.safe_load(config.read_text())["data"]["val_fraction"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _options(network: dict[str, Any], file: Path) -> dict[str, Any]:
