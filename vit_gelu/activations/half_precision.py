@@ -51,10 +51,7 @@ def _bell(z: Tensor) -> Tensor:
     Written alike in both passes, so that the compiler computes it once.
     """
     s = torch.clamp_min(z * z * (-0.5 / 64), -104 / 64)
-    power = _polynomial(_E, s)
-    for _ in range(6):
-        power = power * power
-    return power
+    return _polynomial(_E, s).pow(8).pow(8)  # power * power would be traced as two of them, and 64 in the end
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Any:
