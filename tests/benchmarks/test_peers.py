@@ -58,7 +58,7 @@ def test_another_model_is_refused():
     ("argv", "message"),
     [
         (["--peers", "tim"], "argument --peers: unknown peers 'tim'. Did you mean 'timm'?"),
-        (["--pears", "timm"], "unknown option --pears. Did you mean --peers or"),
+        (["--pears", "timm"], "unknown option --pears. Did you mean --peers?"),
         (["--patch_size", "5", "--peers", "timm", "--device", "cpu"], "patch_size 5"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json: there is no folder"),
     ],
