@@ -133,7 +133,7 @@ def plan(asked: argparse.Namespace, device: str) -> dict[str, Part]:
         extra += ["--rounds", "2", "--min_seconds", "0", "--mode", "eager", "--precision", "float32"]
     else:
         # Five models to compile: most of the time is warm-up.
-        extra = ["--batch", "512", "--precision", "bf16", "--phase", "train", "--time_limit", "170"]
+        extra = ["--batch", "1024", "--precision", "bf16", "--phase", "train", "--time_limit", "170"]
     made.append(script("peers", "training_step.py", 195, *peers, *extra))
     made.append(_end_to_end(asked, device, folder))
     return {part.name: part for part in made}

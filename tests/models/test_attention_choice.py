@@ -68,7 +68,7 @@ def test_the_fastest_wins(monkeypatch, training):
     costs = {"explicit": 3.0, "matmul": 2.0, "strided": 1.0, "flash": 1.5}
     monkeypatch.setattr(attention_choice, "_call", lambda name, *args, **kwargs: lambda: None)
     names = iter(list(costs) * 9)
-    monkeypatch.setattr(attention_choice, "_seconds", lambda call, device: costs[next(names)])
+    monkeypatch.setattr(attention_choice, "_seconds", lambda call, device, queued: costs[next(names)])
     choice = measure(Shape(4, 5, 2, 4, training=training), CPU)
     assert choice == Choice("strided", {name: 1e3 * s for name, s in costs.items()})
 

@@ -38,9 +38,9 @@ class ModelSize:
 SIZES = {
     size.label: size
     for size in (
-        ModelSize("Ti/4@32", "vit_tiny", 4, 32, 10, cpu_batch=32, gpu_batch=128),
-        ModelSize("S/16@224", "vit_small", 16, 224, 1000, cpu_batch=4, gpu_batch=128),
-        ModelSize("B/16@224", "vit_base", 16, 224, 1000, cpu_batch=2, gpu_batch=128),
+        ModelSize("Ti/4@32", "vit_tiny", 4, 32, 10, cpu_batch=32, gpu_batch=1024),
+        ModelSize("S/16@224", "vit_small", 16, 224, 1000, cpu_batch=4, gpu_batch=256),
+        ModelSize("B/16@224", "vit_base", 16, 224, 1000, cpu_batch=2, gpu_batch=256),
     )
 }
 

@@ -36,6 +36,7 @@ COMPILED = {
 }
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
 ROUNDS = 9
+GPU_CALLS, QUEUE_CYCLES = 10, 20_000_000  # calls in a row; a pause of some 10 ms, in which they are all launched
 LARGEST = {"cpu": 2**20, "cuda": 2**27}  # attention weights of the batch that is measured
 
 
@@ -212,7 +213,7 @@ def measure(shape: Shape, device: torch.device) -> Choice:
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS):
             for name, call in calls.items():
-                seconds[name].append(_seconds(call, device))
+                seconds[name].append(_seconds(call, device, queued=shape.compiled))
     measured = {name: round(1e3 * statistics.median(times), 4) for name, times in seconds.items()}
     return Choice(pick(seconds, shape.default), measured)
 
@@ -232,16 +233,22 @@ def pick(seconds: dict[str, list[float]], default: str) -> str:
     return best
 
 
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    repeats = 10 if device.type == "cuda" else 1
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
+def _seconds(call: Callable[[], None], device: torch.device, *, queued: bool) -> float:
+    """Time of one call. ``queued``, on a GPU: of its kernels alone, as in a network whose launches run ahead."""
+    if device.type != "cuda":
+        start = time.perf_counter()
         call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / repeats
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    if queued:
+        torch.cuda._sleep(QUEUE_CYCLES)
+    begin.record()
+    for _ in range(GPU_CALLS):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / GPU_CALLS
 
 
 def _call(name: str, shape: Shape, device: torch.device, *, batch: int) -> Callable[[], None]:
