@@ -36,7 +36,8 @@ COMPILED = {
 }
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
 ROUNDS = 9
-GPU_CALLS, QUEUE_CYCLES = 10, 20_000_000  # calls in a row; a pause of some 10 ms, in which they are all launched
+GPU_CALLS = 10  # in a row
+QUEUE_CYCLES = 20_000_000  # a pause of some 10 ms, in which they are all launched
 LARGEST = {"cpu": 2**20, "cuda": 2**27}  # attention weights of the batch that is measured
 
 
