@@ -150,7 +150,9 @@ class NoSynchronisation(Callback):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("options", [{}, {"compile": True}, {"compile": True, "cuda_graphs": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_decay": 0.9}, {"compile": True}, {"compile": True, "cuda_graphs": True}]
+)
 def test_a_step_does_not_wait_for_the_gpu(tmp_path, options):
     module = ClassificationModule(
         patch_size=4, embed_dim=32, depth=2, num_heads=2, dropout=0.1, drop_path=0.1, **options
@@ -160,7 +162,10 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path, options):
         devices=1,
         precision="bf16-mixed",
         max_epochs=2,
-        callbacks=[*run_callbacks(tmp_path, save=False, show=False), NoSynchronisation()],
+        callbacks=[
+            *run_callbacks(tmp_path, ema_decay=options.get("ema_decay"), save=False, show=False),
+            NoSynchronisation(),
+        ],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

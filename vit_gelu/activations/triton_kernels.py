@@ -12,7 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-TILE = 4096  # elements at a time
+BLOCK, BLOCKS = (
+    1024,
+    4,
+)  # elements at a time, and how often, in one program: all loads may be under way at once
+TILE = 4096  # elements at a time where μ and σ differ by channel
 TILES = 8  # one below the other, in one program: so many times fewer partial sums
 
 
@@ -41,27 +45,82 @@ def _cdf_and_pdf(z, NAME: tl.constexpr):
 
 
 @triton.jit
-def _unit(
+def _value(x, z, NAME: tl.constexpr):
+    cdf, _ = _cdf_and_pdf(z, NAME)
+    return x * cdf
+
+
+@triton.jit
+def _partials(x, z, scale, NAME: tl.constexpr):
+    """∂y/∂x and −∂y/∂μ."""
+    cdf, pdf = _cdf_and_pdf(z, NAME)
+    steep = x * pdf * scale
+    return cdf + steep, steep
+
+
+@triton.jit
+def _uniform(
     x_ptr,
     grad_ptr,  # BACKWARD only
     out_ptr,  # y, or the gradient for x
-    partial_ptr,  # BACKWARD and LEARNED only: (2, row blocks, channels)
-    mu,  # pointers if LEARNED, else numbers
+    partial_ptr,  # BACKWARD and LEARNED only: (2, programs)
+    mu,  # pointers to one number if LEARNED, else numbers
     sigma,
+    count,
+    NAME: tl.constexpr,
+    LEARNED: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    SIZE: tl.constexpr,
+    REPEAT: tl.constexpr,
+):
+    """One μ and one σ for all."""
+    if LEARNED:
+        mu = tl.load(mu)
+        sigma = tl.load(sigma)
+    scale = 1.0 / sigma
+    by_mu = tl.zeros((SIZE,), tl.float32)
+    by_sigma = tl.zeros((SIZE,), tl.float32)
+    start = tl.program_id(0).to(tl.int64) * (REPEAT * SIZE)
+    for i in tl.static_range(REPEAT):
+        at = start + i * SIZE + tl.arange(0, SIZE)
+        inside = at < count
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        z = (x - mu) * scale
+        if BACKWARD:
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            by_x, steep = _partials(x, z, scale, NAME)
+            out = grad * by_x
+            if LEARNED:
+                by_mu -= grad * steep
+                by_sigma -= grad * steep * z
+        else:
+            out = _value(x, z, NAME)
+        tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if BACKWARD and LEARNED:
+        tl.store(partial_ptr + tl.program_id(0), tl.sum(by_mu, 0))
+        tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(by_sigma, 0))
+
+
+@triton.jit
+def _by_channel(
+    x_ptr,
+    grad_ptr,  # BACKWARD only
+    out_ptr,  # y, or the gradient for x
+    partial_ptr,  # BACKWARD only: (2, row blocks, channels)
+    mu_ptr,
+    sigma_ptr,
     rows,
     channels,
     NAME: tl.constexpr,
-    LEARNED: tl.constexpr,
-    STRIDE: tl.constexpr,
     BACKWARD: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     REPEAT: tl.constexpr,
 ):
+    """μ and σ for each channel."""
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    if LEARNED:
-        mu = tl.load(mu + c * STRIDE, mask=c < channels, other=0.0)[None, :]
-        sigma = tl.load(sigma + c * STRIDE, mask=c < channels, other=1.0)[None, :]
+    mu = tl.load(mu_ptr + c, mask=c < channels, other=0.0)[None, :]
+    scale = 1.0 / tl.load(sigma_ptr + c, mask=c < channels, other=1.0)[None, :]
     by_mu = tl.zeros((ROWS, CHANNELS), tl.float32)
     by_sigma = tl.zeros((ROWS, CHANNELS), tl.float32)
     for i in range(REPEAT):
@@ -69,19 +128,17 @@ def _unit(
         at = r[:, None] * channels + c[None, :]
         inside = (r[:, None] < rows) & (c[None, :] < channels)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        z = (x - mu) / sigma
-        cdf, pdf = _cdf_and_pdf(z, NAME)
+        z = (x - mu) * scale
         if BACKWARD:
             grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            steep = x * pdf / sigma  # −∂y/∂μ
-            if LEARNED:
-                by_mu -= grad * steep
-                by_sigma -= grad * steep * z
-            out = grad * (cdf + steep)
+            by_x, steep = _partials(x, z, scale, NAME)
+            out = grad * by_x
+            by_mu -= grad * steep
+            by_sigma -= grad * steep * z
         else:
-            out = x * cdf
+            out = _value(x, z, NAME)
         tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
-    if BACKWARD and LEARNED:
+    if BACKWARD:
         at = tl.program_id(0) * channels + c
         tl.store(partial_ptr + at, tl.sum(by_mu, 0), mask=c < channels)
         tl.store(partial_ptr + tl.num_programs(0) * channels + at, tl.sum(by_sigma, 0), mask=c < channels)
@@ -104,20 +161,27 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
 def _launch(
     x: Tensor, grad: Tensor | None, mu: Tensor | float, sigma: Tensor | float, name: str
 ) -> tuple[Tensor, Tensor | None]:
-    channels = x.shape[-1]
-    rows = x.numel() // channels
-    wide = min(256, triton.next_power_of_2(channels))
-    tall = TILE // wide
-    grid = (triton.cdiv(rows, tall * TILES), triton.cdiv(channels, wide))
-    out = torch.empty_like(x)
-    learned, backward = isinstance(mu, Tensor), grad is not None
-    partial = x.new_empty((2, grid[0], channels), dtype=torch.float32) if learned and backward else None
-    stride = int(isinstance(mu, Tensor) and mu.numel() > 1)
-    with torch.cuda.device_of(x):
-        _unit[grid](
-            *(x, grad, out, partial, mu, sigma, rows, channels),
-            *(name, learned, stride, backward, tall, wide, TILES),
-        )
+    """y or the gradient for x, and the partial sums (2, ..., parameters) for learned μ and σ."""
+    out, backward = torch.empty_like(x), grad is not None
+    learned = isinstance(mu, Tensor)
+    if isinstance(mu, Tensor) and mu.numel() > 1:
+        channels = x.shape[-1]
+        rows = x.numel() // channels
+        wide = min(256, triton.next_power_of_2(channels))
+        tall = TILE // wide
+        grid = (triton.cdiv(rows, tall * TILES), triton.cdiv(channels, wide))
+        partial = x.new_empty((2, grid[0], channels), dtype=torch.float32) if backward else None
+        with torch.cuda.device_of(x):
+            _by_channel[grid](
+                *(x, grad, out, partial, mu, sigma, rows, channels), *(name, backward, tall, wide, TILES)
+            )
+    else:
+        programs = triton.cdiv(x.numel(), BLOCK * BLOCKS)
+        partial = x.new_empty((2, programs, 1), dtype=torch.float32) if learned and backward else None
+        with torch.cuda.device_of(x):
+            _uniform[(programs,)](
+                *(x, grad, out, partial, mu, sigma, x.numel()), *(name, learned, backward, BLOCK, BLOCKS)
+            )
     return out, partial
 
 
@@ -133,5 +197,5 @@ def backward(
     grad_x, partial = _launch(x, grad, mu, sigma, name)
     if partial is None or not isinstance(mu, Tensor):
         return grad_x, None, None
-    by_mu, by_sigma = partial.sum((1, 2)) if mu.numel() == 1 else partial.sum(1)
+    by_mu, by_sigma = partial.sum(1)
     return grad_x, by_mu.view(mu.shape), by_sigma.view(mu.shape)

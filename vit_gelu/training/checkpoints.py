@@ -10,8 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_gelu.models.anneal import finish_annealing
@@ -43,6 +45,35 @@ class AveragedWeights(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.decay = decay
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []  # averaged and current: parameters, buffers
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._latest_update_step:
+            self._latest_update_step = trainer.global_step
+            self._update(pl_module)
+
+    @torch.no_grad()
+    def _update(self, pl_module: Any) -> None:
+        """What ``AveragedModel.update_parameters`` does, which asks a GPU twice per step how often it has."""
+        averages = self._average_model
+        assert averages is not None
+        first = False
+        if not self._pairs:
+            first = bool(averages.n_averaged == 0)
+            for kind in ("parameters", "buffers"):
+                both = [[t.detach() for t in getattr(m, kind)()] for m in (averages.module, pl_module)]
+                self._pairs.append((both[0], both[1]))
+        (parameters, current), buffers = self._pairs
+        if first:
+            torch._foreach_copy_(parameters, current)
+        else:
+            torch._foreach_lerp_(parameters, current, 1 - self.decay)
+        if buffers[0]:
+            torch._foreach_copy_(*buffers)
+        averages.n_averaged += 1
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if "averaging_state" not in checkpoint:
@@ -51,12 +82,13 @@ class AveragedWeights(WeightAveraging):
 
     def finish_annealing(self) -> None:
         """The network has its new activations alone from now on: so has its average."""
+        self._pairs = []
         if self._average_model is not None:
             finish_annealing(self._average_model)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         # The average is in the module now; left here, a later validation of other weights would be swapped for it.
-        self._average_model = None
+        self._average_model, self._pairs = None, []
 
 
 class Checkpoints(Checkpoint):

@@ -209,15 +209,19 @@ class MaskedModule(RunModule):
                     f"--data.{option} {getattr(data, option)}: mixes labels, and masked pre-training has none; "
                     "set it to 0"
                 )
-        net = build_vit(
-            image_size=data.image_size, in_channels=data.in_channels, num_classes=0, **self.network_options
-        )
+        with torch.device("cpu"):  # where draws are; Lightning moves the whole networks later
+            net = build_vit(
+                image_size=data.image_size,
+                in_channels=data.in_channels,
+                num_classes=0,
+                **self.network_options,
+            )
+            self.decoder = MaskedDecoder(net, **self.decoder_options, init=self.init, seed=self.seed)
+            self.score = ExactLoss()
         visible = visible_count(net.patch_embed.num_patches, self.mask_ratio)
-        self.decoder = MaskedDecoder(net, **self.decoder_options, init=self.init, seed=self.seed)
         # In a tuple: as a module of ours, every weight would be in the checkpoint twice.
         self._held = (MaskedAutoencoder(net, self.decoder, norm_pixels=self.norm_pixels),)
         self.net = net
-        self.score = ExactLoss()
         self.attention_in_use = agree(
             self.trainer, net, data, self.attention_choice, compiled=self.compile_network, visible=visible
         )

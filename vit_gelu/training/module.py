@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vit_gelu.models import VisionTransformer
 from vit_gelu.models.anneal import AnnealHandle
+from vit_gelu.models.build import Network
 from vit_gelu.models.options import pair
 from vit_gelu.models.pretrained import Pretrained, read_pretrained
 from vit_gelu.models.whitening import whiten_patches
@@ -277,6 +278,19 @@ class ClassificationModule(RunModule):
         if self.cuda_graphs:
             check_cuda_graphs(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.device(
+            "cpu"
+        ):  # where draws, files and images are; Lightning moves the whole network later
+            self.net = self._build(data)
+        if isinstance(self.net, VisionTransformer):
+            self.attention_in_use = agree(
+                self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
+            )
+        if self.compile_network:
+            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
+
+    def _build(self, data: Any) -> Network:
+        """The network as this training starts it, and what is told of it."""
         if self.checkpoint is None and self.saved is None:
             self.prepare(data, None)  # a Trainer of one's own calls nothing before
         if self.saved is not None:
@@ -289,12 +303,12 @@ class ClassificationModule(RunModule):
                 anneal_steps=self.anneal_steps,
             )
             self.beginning.say_first(self.images)
-        self.net = self.beginning.network
-        frozen = freeze_parts(self.net, self.frozen_parts)
+        net = self.beginning.network
+        frozen = freeze_parts(net, self.frozen_parts)
         if self.saved is None:
             self.beginning.say(
                 about_frozen(
-                    self.net, self.frozen_parts, frozen, self.layer_decay, learned=self.pretrained is not None
+                    net, self.frozen_parts, frozen, self.layer_decay, learned=self.pretrained is not None
                 )
             )
         self.checkpoint = self.saved = (
@@ -303,14 +317,9 @@ class ClassificationModule(RunModule):
         if self.trainer.is_global_zero:
             print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
         self.score = ExactScore(data.num_classes)
-        if isinstance(self.net, VisionTransformer):
-            if self.whiten_patches:
-                whiten_patches(self.net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
-            self.attention_in_use = agree(
-                self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
-            )
-        if self.compile_network:
-            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
+        if isinstance(net, VisionTransformer) and self.whiten_patches:
+            whiten_patches(net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
+        return net
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
