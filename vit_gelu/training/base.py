@@ -116,6 +116,13 @@ class RunModule(pl.LightningModule):
         self.score: Metric | None = None
         self.last_score: Score | MaskedScore | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook runs, forty times a step; a module would first look whether that is a weight.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def network(self) -> Network:
         """The network; there is one once training or evaluation has been set up."""

@@ -16,6 +16,7 @@ from vit_gelu.training.base import RunModule
 from vit_gelu.training.checkpoint import CARD, read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.config_hash import config_hash
+from vit_gelu.training.hooks import spare_the_step
 from vit_gelu.training.memory import keep_freed_memory
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
@@ -110,6 +111,7 @@ def train(
         keep_freed_memory()
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
+    spare_the_step(trainer, module)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "finished",
