@@ -20,9 +20,14 @@ aten = torch.ops.aten
 HALF, ONE = torch.tensor(0.5), torch.tensor(1.0)
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, others as they are: what formulas are evaluated in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def widen(x: Tensor) -> Tensor:
-    """float32 for half-precision tensors, others as they are: what formulas are evaluated in."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """The tensor in ``wide_dtype``."""
+    return x.to(wide_dtype(x.dtype))
 
 
 def as_is(v: Tensor, out: Tensor) -> Tensor:

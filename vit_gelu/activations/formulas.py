@@ -1,5 +1,6 @@
 """x·F((x − μ)/σ) and its derivatives as plain formulas, which anything can trace, compile or differentiate."""
 
+import torch
 from torch import Tensor
 
 from vit_gelu.activations import half_precision
@@ -35,6 +36,10 @@ def cdf_partials(
     """∂y/∂x, ∂y/∂μ and ∂y/∂σ of y = x·F((x − μ)/σ), elementwise, in the widened dtype; differentiable."""
     wide, half = widen(x), half_precision.serves(x)
     z = _standardise(wide, mu, sigma, half)
-    cdf = _cdf(z, dist, half)
-    by_mu = _over(-wide * dist.pdf(z, cdf), sigma, half)
+    if half and dist is NORMAL and not torch.is_grad_enabled():
+        cdf, pdf = half_precision.normal_cdf_and_pdf(z)
+    else:
+        cdf = _cdf(z, dist, half)
+        pdf = dist.pdf(z, cdf)
+    by_mu = _over(-wide * pdf, sigma, half)
     return cdf - by_mu, by_mu, by_mu * z

@@ -118,7 +118,7 @@ def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Dis
     if torch.compiler.is_compiling() or not all(eager.has_memory(t) for t in tensors):
         return cdf_product(x, mu, sigma, dist)
     if isinstance(mu, Tensor) or isinstance(sigma, Tensor):
-        dtype = widen(x).dtype
+        dtype = eager.wide_dtype(x.dtype)
         mu = torch.as_tensor(mu, dtype=dtype, device=x.device)
         sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
         if mu.shape != sigma.shape:

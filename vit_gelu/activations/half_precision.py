@@ -24,6 +24,7 @@ _C = (
     0.19180311948119955,
     -0.0755477352976767,
 )
+_PEAK = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 def serves(x: Tensor) -> bool:
@@ -62,9 +63,9 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Any:
     return value
 
 
-def _cdf(z: Tensor) -> Tensor:
+def _cdf(z: Tensor, bell: Tensor) -> Tensor:
     t = 1.0 / (1.0 + _P * z.abs())
-    tail = _bell(z) * t * _polynomial(_C, t)
+    tail = bell * t * _polynomial(_C, t)
     return torch.where(z > 0, 1.0 - tail, tail)
 
 
@@ -73,7 +74,7 @@ class _NormalCDF(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        return _cdf(z)
+        return _cdf(z, _bell(z))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -82,7 +83,7 @@ class _NormalCDF(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return grad * (_bell(z) * (1.0 / math.sqrt(2.0 * math.pi)))
+        return grad * (_bell(z) * _PEAK)
 
 
 def normal_cdf(z: Tensor) -> Tensor:
@@ -93,4 +94,14 @@ def normal_cdf(z: Tensor) -> Tensor:
     >>> print(f"{normal_cdf(torch.tensor(-4.0)).item():.4e}")  # 3.1671e-05
     3.1671e-05
     """
-    return _NormalCDF.apply(z) if torch.is_grad_enabled() and z.requires_grad else _cdf(z)
+    return _NormalCDF.apply(z) if torch.is_grad_enabled() and z.requires_grad else _cdf(z, _bell(z))
+
+
+def normal_cdf_and_pdf(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Φ(z) and φ(z) with one exponential, not to be differentiated further; errors as ``normal_cdf``'s.
+
+    >>> [f"{v.item():.4f}" for v in normal_cdf_and_pdf(torch.tensor(1.0))]
+    ['0.8413', '0.2420']
+    """
+    bell = _bell(z)
+    return _cdf(z, bell), bell * _PEAK
