@@ -1,4 +1,4 @@
-"""Φ for half-precision numbers in compiled code on a CPU, where erf would be a large part of a training step.
+"""Φ for half-precision numbers in compiled code, where erf would be a large part of a training step.
 
 float16 and bfloat16 hold three digits; what is computed here, in float32, has four or more. The one exponential serves
 Φ and its density both, so that GELU's backward pass needs one instead of two. Left of 0 the error is relative, as
@@ -15,8 +15,8 @@ from vit_gelu.activations.compiled import compiled_for_cpu
 
 # Φ(−u) = exp(−u²/2)·t·(c₀ + c₁t + … + c₅t⁵) with t = 1/(1 + pu), the form of Abramowitz & Stegun 26.2.17. Minimax fit
 # of the relative error on [0, 14], exact at 0: 4.3e-6.
-_P = 0.3072691473502696
-_C = (
+P = 0.3072691473502696
+C = (
     0.12284068366110794,
     0.11845280649178788,
     0.1370615869707613,
@@ -64,8 +64,8 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Any:
 
 
 def _cdf(z: Tensor, bell: Tensor) -> Tensor:
-    t = 1.0 / (1.0 + _P * z.abs())
-    tail = bell * t * _polynomial(_C, t)
+    t = 1.0 / (1.0 + P * z.abs())
+    tail = bell * t * _polynomial(C, t)
     return torch.where(z > 0, 1.0 - tail, tail)
 
 
