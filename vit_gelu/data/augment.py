@@ -167,7 +167,10 @@ def replace_rows(images: Tensor, rows: Tensor, function: Callable[[Tensor], Tens
         rows: positions in the batch, int64, (r,), on the CPU.
         function: from and to (r, c, h, w).
     """
-    if len(rows):
+    if len(rows) and images.device.type == "cpu":
+        # NumPy copies whole rows: index_copy_ takes ten times as long for images of bytes.
+        images.numpy()[rows.numpy()] = function(images.index_select(0, rows)).numpy()
+    elif len(rows):
         there = send(rows, images.device)
         images.index_copy_(0, there, function(images.index_select(0, there)))
     return images

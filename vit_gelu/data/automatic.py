@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vit_gelu.data import color
-from vit_gelu.data.augment import Draw, Fill, Operation, check_fill, replace_rows, whole_number
+from vit_gelu.data.augment import Draw, Fill, Operation, check_fill, whole_number
+from vit_gelu.data.transfer import send
 from vit_gelu.data.warp import INTERPOLATIONS, inverse_affine, warp
 
 BINS = 31  # strengths are counted from 0 to 30
@@ -27,6 +28,7 @@ _COLOR: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 _GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 NAMES = ("identity", *_GEOMETRIC, *_COLOR)
 _SIGNED = (*_GEOMETRIC, "brightness", "color", "contrast", "sharpness")
+_IS_SIGNED = torch.tensor([name in _SIGNED for name in NAMES])
 
 
 def apply_named(
@@ -42,16 +44,24 @@ def apply_named(
         interpolation: of the geometric ones: nearest or bilinear.
         fill: of what comes in from outside.
     """
-    height, width = images.shape[2:]
-    images = images.clone()
-    geometric = (which >= 1) & (which <= len(_GEOMETRIC))
-    rows = geometric.nonzero()[:, 0]
-    inverse = _inverse(which[rows], strength[rows], height, width)
-    replace_rows(images, rows, lambda chosen: warp(chosen, inverse, interpolation, fill))
-    for name, function in _COLOR.items():
-        rows = (which == NAMES.index(name)).nonzero()[:, 0]
-        replace_rows(images, rows, functools.partial(color.with_strength, function, strength[rows]))
-    return images
+    # Images of one operation lie side by side meanwhile: each works on a slice, and no pixel moves more than twice.
+    order = which.argsort()
+    which, strength = which[order], strength[order]
+    counts = which.bincount(minlength=len(NAMES)).tolist()
+    still, geometric = counts[0], sum(counts[1 : 1 + len(_GEOMETRIC)])
+    sizes = [still, geometric, *counts[1 + len(_GEOMETRIC) :]]
+    same, moved, *colored = images.index_select(0, send(order, images.device)).split(sizes)
+    mine = slice(still, still + geometric)
+    if geometric:
+        inverse = _inverse(which[mine], strength[mine], *images.shape[2:])
+        moved = warp(moved, inverse, interpolation, fill)
+    strengths = strength[mine.stop :].split(sizes[2:])
+    changed = [
+        function(part, share) if len(part) else part
+        for function, share, part in zip(_COLOR.values(), strengths, colored, strict=True)
+    ]
+    back = order.argsort()
+    return torch.cat([same, moved, *changed]).index_select(0, send(back, images.device))
 
 
 def _inverse(which: Tensor, strength: Tensor, height: int, width: int) -> Tensor:
@@ -60,13 +70,15 @@ def _inverse(which: Tensor, strength: Tensor, height: int, width: int) -> Tensor
     def of(name: str) -> Tensor:
         return torch.where(which == NAMES.index(name), strength, 0.0)
 
-    zero, one = torch.zeros_like(strength), torch.ones_like(strength)
-    corner = (-width / 2, -height / 2)
-    shear = inverse_affine(zero, (zero, zero), one, (of("shear_x").atan(), of("shear_y").atan()), corner)
-    moved = (of("translate_x").trunc(), of("translate_y").trunc())
-    # Positive angles turn anticlockwise, as in torchvision's rotate.
-    other = inverse_affine(-of("rotate").deg2rad(), moved, one, (zero, zero))
-    return torch.where((which <= NAMES.index("shear_y")).view(-1, 1, 1), shear, other)
+    sheared = which <= NAMES.index("shear_y")
+    corner = torch.where(sheared, -0.5, 0.0)[:, None] * torch.tensor([width, height], device="cpu")
+    return inverse_affine(
+        -of("rotate").deg2rad(),  # positive angles turn anticlockwise, as in torchvision's rotate
+        (of("translate_x").trunc(), of("translate_y").trunc()),
+        torch.ones_like(strength),
+        (of("shear_x").atan(), of("shear_y").atan()),
+        corner,
+    )
 
 
 def _check(operation: Operation, interpolation: str, fill: Fill) -> None:
@@ -76,11 +88,13 @@ def _check(operation: Operation, interpolation: str, fill: Fill) -> None:
 
 def _table(strengths: Mapping[str, Tensor]) -> Tensor:
     """Strength of each operation (rows) at each bin, float64; zero for those that have none."""
-    return torch.stack([strengths.get(name, torch.zeros(BINS, dtype=torch.float64)) for name in NAMES])
+    return torch.stack(
+        [strengths.get(name, torch.zeros(BINS, dtype=torch.float64, device="cpu")) for name in NAMES]
+    )
 
 
 def _steps(low: float, high: float) -> Tensor:
-    return torch.linspace(low, high, BINS, dtype=torch.float32).double()
+    return torch.linspace(low, high, BINS, dtype=torch.float32, device="cpu").double()
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,7 @@ class RandAugment(Operation):
         self.require(channels in (1, 3), f"needs images of 1 or 3 channels, not {channels}")
 
     @staticmethod
+    @functools.cache
     def strengths(height: int, width: int) -> Tensor:
         """Of each of ``NAMES`` at each of the bins, float64, (14, 31)."""
         factor = _steps(0, 0.9)
@@ -122,7 +137,7 @@ class RandAugment(Operation):
                 "translate_y": _steps(0, 150 / 331 * height),
                 "rotate": _steps(0, 30),
                 **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), factor),
-                "posterize": (8 - torch.arange(BINS) / ((BINS - 1) / 4)).round().double(),
+                "posterize": (8 - torch.arange(BINS, device="cpu") / ((BINS - 1) / 4)).round().double(),
                 "solarize": _steps(1, 0),
             }
         )
@@ -160,6 +175,7 @@ class TrivialAugment(Operation):
         self.require(channels in (1, 3), f"needs images of 1 or 3 channels, not {channels}")
 
     @staticmethod
+    @functools.cache
     def strengths(height: int, width: int) -> Tensor:
         """Of each of ``NAMES`` at each of the bins, float64, (14, 31)."""
         factor = _steps(0, 0.99)
@@ -171,7 +187,7 @@ class TrivialAugment(Operation):
                 "translate_y": _steps(0, min(32, height)),
                 "rotate": _steps(0, 135),
                 **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), factor),
-                "posterize": (8 - torch.arange(BINS) / ((BINS - 1) / 6)).round().double(),
+                "posterize": (8 - torch.arange(BINS, device="cpu") / ((BINS - 1) / 6)).round().double(),
                 "solarize": _steps(1, 0),
             }
         )
@@ -186,5 +202,4 @@ class TrivialAugment(Operation):
 
 def _signed(which: Tensor, strength: Tensor, u: Tensor) -> Tensor:
     """The strength, or in half of the cases its opposite where the operation has one."""
-    signed = torch.tensor([name in _SIGNED for name in NAMES])[which]
-    return torch.where(signed & (u < 0.5), -strength, strength)
+    return torch.where(_IS_SIGNED[which] & (u < 0.5), -strength, strength)

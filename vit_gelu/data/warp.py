@@ -21,7 +21,7 @@ def inverse_affine(
     translate: tuple[Tensor, Tensor],
     scale: Tensor,
     shear: tuple[Tensor, Tensor],
-    centre: tuple[float, float] = (0.0, 0.0),
+    centre: Tensor | None = None,
 ) -> Tensor:
     """Where each output pixel comes from, if the image is sheared, scaled, rotated and then moved.
 
@@ -33,7 +33,7 @@ def inverse_affine(
         translate: x and y in pixels, (b,) each.
         scale: (b,).
         shear: x and y in radians, (b,) each.
-        centre: x and y of the fixed point, in pixels from the image's centre.
+        centre: x and y of the fixed point, in pixels from the image's centre, (b, 2); None: that centre.
 
     Returns:
         float64, (b, 2, 3): input (x, y) from output (x, y, 1), all in pixels from the image's centre.
@@ -47,7 +47,7 @@ def inverse_affine(
     shear_x = matrix(one, -shear[0].tan(), zero, one)
     shear_y = matrix(one, zero, -shear[1].tan(), one)
     inverse = torch.linalg.inv(scale.double().view(-1, 1, 1) * rotate @ shear_y @ shear_x)
-    fixed = torch.tensor(centre, dtype=torch.float64).view(1, 2, 1)
+    fixed = torch.zeros(1, 2, 1, dtype=torch.float64) if centre is None else centre.double()[:, :, None]
     moved = fixed + torch.stack(translate, 1).double()[:, :, None]
     return torch.cat([inverse, fixed - inverse @ moved], 2)
 
