@@ -140,6 +140,14 @@ def test_channels_as_timm_adapts_them(channels):
     torch.testing.assert_close(adapt_channels(kernel, channels)[0], adapt_input_conv(channels, kernel))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_kernel_for_other_channels_is_refused(channels):
+    with pytest.raises(
+        ValueError, match=f"have 5 channels, the data's {channels}; only checkpoints for grey"
+    ):
+        adapt_channels(torch.randn(4, 5, 2, 2), channels)
+
+
 @pytest.mark.parametrize("channels", [2, 3, 5])
 def test_a_grey_kernel_gives_the_same_for_equal_channels(channels):
     kernel = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))

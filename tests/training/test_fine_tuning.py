@@ -145,6 +145,11 @@ def test_frozen_backbone(source, tmp_path):
     assert record["pretrained"]["trained"] == [
         f"frozen: backbone; trained: {learning:,} of {total:,} parameters"
     ]
+    assert record["model"]["trained_parameters"] == learning
+    assert record["model"]["image_size"] == [8, 8]
+    assert [(d["part"], d["how"].split(";")[0]) for d in record["pretrained"]["differences"]] == [
+        ("head", "kept")
+    ]
     before, after = weights(source), weights(tmp_path / "run")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"net.head.weight", "net.head.bias"}
@@ -220,7 +225,7 @@ def test_resumed_annealing_is_the_uninterrupted_one(source, tmp_path, monkeypatc
     for key in ("val", "test", "activation"):
         assert again[key] == record[key]
     assert again["pretrained"]["swap"] == record["pretrained"]["swap"]
-    assert again["model"] == {"name": "moved", "parameters": record["model"]["parameters"]}
+    assert again["model"] == {**record["model"], "name": "moved"}
 
 
 def test_a_run_goes_on_only_as_it_began(source, tmp_path, monkeypatch):
@@ -291,6 +296,10 @@ def test_contradictions(source, tmp_path, options, message):
     [
         ({"model__name": "timm/resnet18x"}, r"--model\.name timm/resnet18x.*Did you mean"),
         ({"model__depth": 3}, r"--model\.depth 3: not an option of timm/test_resnet"),
+        (
+            {"model__whiten_patches": "true", "model__patch_dropout": 0.5, "model__depth": 3},
+            r"--model\.depth 3, --model\.patch_dropout 0\.5, --model\.whiten_patches true: not options of timm/test_r",
+        ),
         ({"model__pretrained": "vit.pth"}, r"--model\.pretrained vit\.pth: of timm/test_resnet only timm"),
         ({"model__attention": "explicit"}, r"--model\.attention explicit: not an option"),
     ],

@@ -144,6 +144,7 @@ def _begin_pretrained(
         "sha256": pretrained.sha256,
         "activation": pretrained.options["activation"],
         "changes": list(lines),
+        "differences": [change.record() for change in changes],
         "swap": None,
     }
     beginning = Beginning(network, None, lines, record)

@@ -21,7 +21,7 @@ from vit_gelu.training.freeze import about_frozen
 from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
 from vit_gelu.training.start import Beginning
-from vit_gelu.training.timm_start import TIMMS_OWN, is_timm, timm_images
+from vit_gelu.training.timm_start import TIMMS_OWN, check_timm_options, is_timm, timm_images
 
 WHITENING_IMAGES = 5000  # 320,000 patches at 32 px: the second moments of 48 pixels are known to a per cent
 
@@ -149,15 +149,6 @@ class ClassificationModule(RunModule):
             raise ValueError(
                 "--model.whiten_patches true: not with --model.pretrained, whose patches are learned"
             )
-        if is_timm(name):
-            for option, given in {
-                "whiten_patches": whiten_patches,
-                "attention_choice": attention_choice,
-            }.items():
-                if given:
-                    raise ValueError(
-                        f"--model.{option} {given}: not an option of {name}, which is timm's own"
-                    )
         network_options: dict[str, Any] = {
             "name": name,
             "activation": activation,
@@ -186,6 +177,9 @@ class ClassificationModule(RunModule):
             "num_heads": num_heads,
             "pretrained": pretrained,
         }
+        if is_timm(name):
+            ours = {"whiten_patches": whiten_patches, "attention_choice": attention_choice}
+            check_timm_options({**network_options, **ours})
         fill_defaults(network_options)
         del network_options["pretrained"]
         super().__init__(

@@ -227,6 +227,8 @@ def _describe(
         "model": {
             "name": description["name"],
             "parameters": sum(p.numel() for p in module.network.parameters()),
+            "trained_parameters": sum(p.numel() for p in module.network.parameters() if p.requires_grad),
+            "image_size": list(data.image_size),
         },
         "dataset": {
             "name": data.source.name,

@@ -4,19 +4,22 @@ from typing import Any
 
 from torch import nn
 
+from vit_gelu.models.pretrained.change import Change
 from vit_gelu.models.timm_model import PREFIX, TimmModel, check_timm_name
 from vit_gelu.training.scratch import SCRATCH
 from vit_gelu.training.start import Beginning, swap_and_say
 
 # What a model of timm is not asked for: its default means nothing there.
 NOT_TIMMS: dict[str, Any] = {
-    **dict.fromkeys(set(SCRATCH) - {"name", "activation", "zero_init_head"}),
+    **{option: None for option in SCRATCH if option not in ("name", "activation", "zero_init_head")},
     **dict.fromkeys(("embed_dim", "depth", "num_heads", "layer_scale", "representation_size")),
     "attention_dropout": 0.0,
     "patch_dropout": 0.0,
     "attention": "auto",
     "mlp_memory": "fast",
     "init": "timm",
+    "whiten_patches": False,
+    "attention_choice": None,
 }
 TIMMS_OWN = "timm"  # --model.pretrained of a model of timm: its weights from the hub
 
@@ -26,15 +29,28 @@ def is_timm(name: str | None) -> bool:
     return name is not None and name.startswith(PREFIX)
 
 
+def check_timm_options(options: dict[str, Any]) -> None:
+    """Refuse what was given and means nothing to a model of timm, all at once.
+
+    Args:
+        options: of the network and of training, by name.
+
+    Raises:
+        ValueError: there is such an option.
+    """
+    given = {k: options[k] for k, default in NOT_TIMMS.items() if options.get(k, default) != default}
+    if given:
+        several = "not options" if len(given) > 1 else "not an option"
+        listed = ", ".join(
+            f"--model.{k} {str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()
+        )
+        raise ValueError(f"{listed}: {several} of {options['name']}, which is timm's own")
+
+
 def begin_timm(
     options: dict[str, Any], shape: dict[str, Any], data: Any, *, weights: bool, anneal_steps: int | None
 ) -> Beginning:
     name, activation, kwargs = options["name"], options["activation"], options["activation_kwargs"]
-    for option, default in NOT_TIMMS.items():
-        if options.get(option, default) != default:
-            raise ValueError(
-                f"--model.{option} {options[option]}: not an option of {name}, which is timm's own"
-            )
     rates = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}
     own = {theirs: options[ours] for ours, theirs in rates.items() if options[ours]}
     if not weights:
@@ -43,17 +59,23 @@ def begin_timm(
         )
         return Beginning(network, lines=[f"{name}: activation {activation or network.native_activation}"])
     network = TimmModel(name, **shape, seed=options["seed"], pretrained=True, **own)
+    old, classes = timm_classes(name), network.timm_model.num_classes
+    how = "kept; whether they are the same ones is not known" if classes == old else "new"
+    if options["zero_init_head"] is not False and classes != old:
+        nn.init.zeros_(network.timm_model.get_classifier().weight)
+        nn.init.zeros_(network.timm_model.get_classifier().bias)
+        how += ", zero"
+    head = Change("head", f"{old} classes", f"{classes} classes", how)
     record = {
         "source": name,
         "name": name,
         "origin": "timm",
         "activation": network.native_activation,
+        "changes": [head.text],
+        "differences": [head.record()],
         "swap": None,
     }
-    beginning = Beginning(network, None, [], record)
-    if options["zero_init_head"] is not False and network.timm_model.num_classes != timm_classes(name):
-        nn.init.zeros_(network.timm_model.get_classifier().weight)
-        nn.init.zeros_(network.timm_model.get_classifier().bias)
+    beginning = Beginning(network, None, [head.text], record)
     if activation is not None:
         before = TimmModel(
             name, **{**shape, "num_classes": timm_classes(name)}, seed=options["seed"], pretrained=True

@@ -12,12 +12,20 @@ def adapt_channels(kernel: Tensor, in_channels: int) -> tuple[Tensor, str]:
 
     Args:
         kernel: (dim, channels, height, width).
-        in_channels: at least 1.
+        in_channels: at least 1, unlike the kernel's.
+
+    Raises:
+        ValueError: the kernel is neither for grey nor for RGB images: what its channels mean is not known.
 
     >>> adapt_channels(torch.ones(1, 3, 1, 1), 1)
     (tensor([[[[3.]]]]), 'summed')
     """
     old = kernel.shape[1]
+    if old not in (1, 3):
+        raise ValueError(
+            f"--model.pretrained: the checkpoint's images have {old} channels, the data's {in_channels}; only "
+            "checkpoints for grey (1) and RGB (3) images are adapted"
+        )
     if in_channels == 1:
         return kernel.sum(dim=1, keepdim=True), "summed"
     index = torch.arange(in_channels) % old
