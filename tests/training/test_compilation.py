@@ -150,6 +150,7 @@ class NoSynchronisation(Callback):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize(
     "options", [{}, {"ema_decay": 0.9}, {"compile": True}, {"compile": True, "cuda_graphs": True}]
 )
