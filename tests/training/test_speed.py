@@ -8,6 +8,7 @@ import timm
 import torch
 
 from tests.training.helpers import train
+from vit_gelu.cli.train import print_speed
 from vit_gelu.models import VisionTransformer
 from vit_gelu.training.speed import (
     WARMUP_STEPS,
@@ -163,3 +164,62 @@ def test_record_of_a_shared_run(tmp_path, monkeypatch):
     assert 0 < speed["data_wait_fraction"] < 1
     assert 0 < speed["mfu"] < 1
     assert speed["compile_seconds"] is None
+
+
+class Queue:
+    """A GPU that works off what is launched, on a clock of its own."""
+
+    def __init__(self, launching: float, working: float) -> None:
+        self.launching, self.working = launching, working
+        self.now = self.done = 0.0
+
+    def launch(self) -> "Mark":
+        self.now += self.launching
+        self.done = max(self.done, self.now - self.launching) + self.working
+        self.done = max(self.done, self.now)  # its last kernel was launched last
+        return Mark(self, self.done)
+
+
+class Mark:
+    def __init__(self, queue: Queue, done: float) -> None:
+        self.queue, self.done = queue, done
+
+    def query(self) -> bool:
+        return self.done <= self.queue.now
+
+    def synchronize(self) -> None:
+        self.queue.now = max(self.queue.now, self.done)
+
+    def elapsed_time(self, end: "Mark") -> float:
+        return 1e3 * (end.done - self.done)
+
+
+@pytest.mark.parametrize(
+    ("launching", "working", "least", "most"),
+    [(2.0, 1.0, 1.0, 1.0), (1.0, 1.05, 0.1, 0.5), (1.0, 2.0, 0.0, 0.1)],
+)
+def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, working, least, most):
+    """Read every 50 steps, which lets the queue run dry; the slower of both sets the time of a step."""
+    queue = Queue(launching, working)
+    meter = SpeedMeter()
+    monkeypatch.setattr(meter, "_now", lambda device: queue.launch())
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
+    monkeypatch.setattr("vit_gelu.training.speed.device_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(Exclusivity, "check", lambda self: True)
+    module = SimpleNamespace(
+        device=torch.device("cuda"), patches_left_out=0.0, compile_network=False, count_flops=lambda *_: 1.0
+    )
+    trainer = SimpleNamespace(world_size=1, log_every_n_steps=50, global_step=0)
+    module.trainer = trainer
+    batch = SimpleNamespace(targets=torch.zeros(8))
+    meter.on_train_start(trainer, module)
+    for _ in range(WARMUP_STEPS + 200):
+        trainer.global_step += 1
+        meter.on_train_batch_start(trainer, module, batch, 0)
+        meter.on_train_batch_end(trainer, module, None, batch, 0)
+    speed = meter.summary(module, (3, 8, 8), torch.float32)
+    assert least <= speed["launch_bound_fraction"] <= most
+    assert speed["train_images_per_second"] == pytest.approx(8 / max(launching, working), rel=0.05)
+    print_speed({"speed": speed, "seconds": 1.0})
+    assert ("the GPU waited for the processor" in capsys.readouterr().out) == (least == 1.0)

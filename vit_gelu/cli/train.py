@@ -273,3 +273,9 @@ def print_speed(record: dict[str, Any]) -> None:
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]
         print(f"{rate:,.0f} images/s in training{shared}; {record['seconds']:.1f} s with validation")
+    overtaken = speed.get("launch_bound_fraction") or 0.0
+    if overtaken > 0.5:
+        print(
+            f"in {100 * overtaken:.0f} % of the steps the GPU waited for the processor: a larger "
+            "--data.global_batch_size or --model.cuda_graphs true may use it better"
+        )

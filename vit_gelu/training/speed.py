@@ -169,6 +169,8 @@ class SpeedMeter(Callback):
     On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
     ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which
     torch.compile was at work are left out; the last ones are summed up as compile time.
+
+    A GPU that has finished a step before the next one is launched whole is faster than the processor that feeds it.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -177,6 +179,7 @@ class SpeedMeter(Callback):
         self.patch_dropouts: Counter[float] = Counter()  # timed steps by the share of patches left out
         self.wait_seconds = 0.0
         self.seen_seconds = 0.0
+        self.overtaken = 0  # timed steps before whose last launch the GPU was through with the step before
         self.compile_seconds = 0.0
         self.graphs = 0
         self.eval_images = 0
@@ -225,6 +228,7 @@ class SpeedMeter(Callback):
             self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, now))
+            self.overtaken += pl_module.device.type == "cuda" and self._mark.query()
             self.patch_dropouts[pl_module.patches_left_out] += 1
             self.wait_seconds += self._host_start - self._host_end
             self.seen_seconds += host - self._host_end
@@ -320,6 +324,7 @@ class SpeedMeter(Callback):
             "flops_per_image": flops,
             "peak_flops_measured": peak,
             "mfu": flops * rate / (peak * world) if rate else None,
+            "launch_bound_fraction": self.overtaken / len(steps) if cuda and steps else None,
             "data_wait_fraction": self.wait_seconds / self.seen_seconds if self.seen_seconds else None,
             "compile_seconds": self.compile_seconds if pl_module.compile_network else None,
             "compiled_graphs": self.graphs - self._graphs_before if pl_module.compile_network else None,
