@@ -29,6 +29,8 @@ def compare(shape, dtype, per_channel, learned, cdf, device):
     grad = torch.randn(shape, generator=generator).to(dtype)
     count = shape[-1] if per_channel else 1
     mu, sigma = torch.linspace(0.3, 0.5, count), torch.linspace(0.7, 1.1, count)
+    # At a kink the slope hangs on the rounding of z.
+    x[(((x.double() - mu) / sigma).abs() - 1).abs() < 1e-6] = 0.0
     inputs = [t.double().requires_grad_() for t in (x, mu, sigma)]
     y = cdf_product(*inputs, DISTRIBUTIONS[cdf])
     truth = torch.autograd.grad(y, inputs, grad.double())

@@ -24,7 +24,10 @@ def random_bits(x: Tensor) -> Tensor:
     """int32 of x's shape from torch's global generator of the CPU, two from each draw."""
     like = x.reshape(-1)[: (x.numel() + 1) // 2]  # so that vmap may draw anew for each sample
     words = torch.empty_like(like, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits: no division
-    return words.view(torch.int32)[: x.numel()].view(x.shape)
+    try:
+        return words.view(torch.int32)[: x.numel()].view(x.shape)
+    except RuntimeError:  # torch 2.11 cannot look at the bits of a tensor under vmap
+        return torch.empty_like(x, dtype=torch.int32).random_(-(2**31), 2**31 - 1)
 
 
 def hashed_bits(x: Tensor, seeds: Tensor) -> Tensor:
