@@ -14,10 +14,8 @@ from torch import Tensor
 from vit_gelu.activations import half_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-BLOCK, BLOCKS = (
-    1024,
-    4,
-)  # elements at a time, and how often, in one program: all loads may be under way at once
+BLOCK = 1024  # elements at a time where one μ and one σ serve all
+BLOCKS = 4  # one after the other, in one program: all their loads may be under way at once
 TILE = 4096  # elements at a time where μ and σ differ by channel
 TILES = 8  # one below the other, in one program: so many times fewer partial sums
 

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_gelu.models.anneal import finish_annealing
 from vit_gelu.training.monitor import Monitor
@@ -44,7 +43,7 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__()
         self.decay = decay
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []  # averaged and current: parameters, buffers
 
