@@ -39,9 +39,9 @@ from report import Options, choose_device, describe, heading, run_script, save, 
 from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
 
 from vit_gelu.activations.compiled import cpu_options
+from vit_gelu.bench.training import kernel_for
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
-from vit_gelu.models.attention_choice import Shape, choose_attention
 from vit_gelu.training.speed import Exclusivity, compiled_graphs, device_peak, flops_of
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -91,25 +91,6 @@ def arithmetic(net: VisionTransformer, image_shape: tuple[int, int, int]) -> dic
     }
 
 
-def kernel_for(
-    net: VisionTransformer, phase: str, mode: str, precision: str, batch: int, device: torch.device
-) -> str:
-    """What a training of ours would compute attention with: measured, as ``vit-gelu train`` does."""
-    config = net.config
-    shape = Shape(
-        batch=batch,
-        tokens=net.num_tokens,
-        heads=config["num_heads"],
-        head_dim=config["embed_dim"] // config["num_heads"],
-        dtype=str(PRECISIONS[precision]).removeprefix("torch."),
-        autocast=precision == "bf16",
-        compiled=mode == "compiled",
-        training=phase == "train",
-        device=device.type,
-    )
-    return choose_attention(shape, device).kernel
-
-
 def steps_of(
     module: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, asked: argparse.Namespace
 ) -> tuple[dict[tuple[str, str, str], Case], dict[str, str]]:
@@ -150,7 +131,15 @@ def steps_of(
         step = functools.partial(train if phase == "train" else infer, net, precision)
         kernel = None
         if isinstance(module, VisionTransformer):
-            kernel = kernel_for(module, phase, mode, precision, asked.batch, images.device)
+            kernel = kernel_for(
+                module,
+                batch=asked.batch,
+                dtype=PRECISIONS[precision],
+                autocast=precision == "bf16",
+                compiled=mode == "compiled",
+                training=phase == "train",
+                device=images.device,
+            )
             kernels[f"{phase}/{precision}/{mode}"] = kernel
         if mode == "compiled":
             step = _checked(step)

@@ -135,6 +135,43 @@ def test_set_epoch_keeps_the_position_only_within_the_epoch():
     assert indices_of(fresh)[0] == first
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 7])
+def test_preparing_several_batches_together_changes_none_of_them(at_once):
+    options = {"policy": "randaugment", "mixup": 0.8, "cutmix": 1.0, "images": make_images(n=90, size=16)}
+    alone, together = make_loader(**options), make_loader(**options)
+    assert alone._steps_at_once == 1
+    together._steps_at_once = at_once
+    for _ in range(2):
+        for one, other in zip(alone, together, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            assert alone.state_dict() == together.state_dict()
+    rest = make_loader(**options)
+    rest._steps_at_once = at_once
+    batches = iter(together)
+    for _ in range(4):
+        next(batches)
+    rest.load_state_dict(together.state_dict())
+    for one, other in zip(batches, rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"global_batch_size": 8}, 1024),
+        ({"global_batch_size": 16, "world": 2}, 1024),
+        ({"global_batch_size": 8, "upsample": (64, 64)}, 256),
+        ({"global_batch_size": 9}, 910),
+        ({"global_batch_size": 9, "cutmix": 1.0}, 1),  # the ninth has no partner
+    ],
+)
+def test_how_many_batches_a_gpu_prepares_together(options, expected):
+    images = make_images(n=20, size=32)
+    loader = make_loader(images, **options)
+    loader._device = torch.device("cuda")
+    assert loader._plan_steps(images, loader.global_batch_size // loader.world) == expected
+
+
 def test_repeat_order_is_epoch_0_for_ever():
     loader = make_loader(repeat_order=True)
     epochs = [indices_of(loader) for _ in range(3)]

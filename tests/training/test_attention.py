@@ -150,7 +150,7 @@ def test_shapes(precision, dtype, autocast):
     training, evaluation = shapes(net, 32, precision, "cpu", compiled=True)
     common = {"batch": 32, "heads": 2, "head_dim": 4, "dtype": dtype, "autocast": autocast}
     assert training == Shape(
-        tokens=9, dropout=True, compiled=True, **common
+        tokens=9, longest=17, dropout=True, compiled=True, **common
     )  # half of 16 patches, and the class
     assert evaluation == Shape(tokens=17, training=False, **common)
 

@@ -24,7 +24,8 @@ from vit_gelu.bench.options import DTYPES, PRECISIONS, Options
 from vit_gelu.bench.timing import Competitor
 from vit_gelu.cli.device import autocast
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.models import build_vit
+from vit_gelu.models import VisionTransformer, build_vit
+from vit_gelu.models.attention_choice import Shape, choose_attention
 from vit_gelu.training.optim import build_optimizer
 from vit_gelu.training.speed import count_flops, device_peak
 
@@ -72,6 +73,32 @@ class Workload:
         }
 
 
+def kernel_for(
+    net: VisionTransformer,
+    *,
+    batch: int,
+    dtype: torch.dtype,
+    autocast: bool,
+    compiled: bool,
+    training: bool,
+    device: torch.device,
+) -> str:
+    """What a training, or an inference, of ours would compute attention with: measured, as ``vit-gelu train`` does."""
+    config = net.config
+    shape = Shape(
+        batch=batch,
+        tokens=net.num_tokens,
+        heads=config["num_heads"],
+        head_dim=config["embed_dim"] // config["num_heads"],
+        dtype=str(dtype).removeprefix("torch."),
+        autocast=autocast,
+        compiled=compiled,
+        training=training,
+        device=device.type,
+    )
+    return choose_attention(shape, device).kernel
+
+
 class Subject:
     """A ViT with one activation, its optimizer, and a batch that never changes.
 
@@ -84,6 +111,7 @@ class Subject:
 
     Attributes:
         compilation: of the first training step; ``inference_compilation`` of the first inference step.
+        attention: the kernels of training and inference: asked for, or the fastest by a measurement.
         peak_bytes: most memory that a training step holds on a GPU, weights and optimizer state included, the
             batch not; None on a CPU.
     """
@@ -107,6 +135,19 @@ class Subject:
             },
         ).to(self.device)
         self.shape = (3, work.image_size, work.image_size)
+        self.attention: dict[str, str] = {p: work.overrides.get("attention", "auto") for p in PASSES}
+        for what, asked in self.attention.items():
+            if asked == "auto":
+                self.attention[what] = kernel_for(
+                    self.net,
+                    batch=work.batch,
+                    dtype=DTYPES[dtype],
+                    autocast=PRECISIONS[dtype].endswith("mixed"),
+                    compiled=mode == COMPILED,
+                    training=what == "train",
+                    device=self.device,
+                )
+        self.net.use_attention(*(self.attention[what] for what in PASSES))
         self.optimizer = build_optimizer(
             self.net, work.optimizer, lr=LEARNING_RATE, weight_decay=0.05, fused=dtype != "float16"
         )
@@ -242,6 +283,7 @@ def measure(work: Workload, dtype: str, mode: str, options: Options, peak: float
                 "mfu": flops[what] * rate / peak,
             }
         row |= {
+            "attention": subject.attention,
             "kept_bytes": kept[name],
             "peak_memory_bytes": subject.peak_bytes,
             "parameters": sum(p.numel() for p in subject.net.parameters()),

@@ -23,16 +23,16 @@ from filelock import FileLock
 from torch import Tensor
 
 from vit_gelu.models.attention import resolve_attention
-from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
 from vit_gelu.models.cpu_kernels.build import library
 
 CANDIDATES = {
     "cpu": ("explicit", "matmul", "strided", "avx512", "flash"),
-    "cuda": ("explicit", "matmul", "sdpa", "flash", "efficient", "cudnn"),
+    "cuda": ("explicit", "matmul", "triton", "sdpa", "flash", "efficient", "cudnn"),
 }
 COMPILED = {
     "cpu": ("explicit", "avx512", "flash"),  # strided compiles to what explicit does, and takes seconds to
-    "cuda": ("explicit", "sdpa", "flash", "efficient", "cudnn"),
+    "cuda": ("explicit", "triton", "sdpa", "flash", "efficient", "cudnn"),
 }
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
 ROUNDS = 9
@@ -54,6 +54,8 @@ class Shape:
         compiled: whether the network is compiled.
         training: forward and backward, or forward without gradients.
         device: ``cpu`` or ``cuda``.
+        longest: tokens that the chosen kernel must be able to do as well: a training sees all patches once patch
+            dropout ends.
     """
 
     batch: int
@@ -66,6 +68,7 @@ class Shape:
     compiled: bool = False
     training: bool = True
     device: str = "cpu"
+    longest: int = 0
 
     @property
     def default(self) -> str:
@@ -84,6 +87,8 @@ class Shape:
         out = set(WITHOUT_DROPOUT) if self.dropout else set()
         if self.dtype != "bfloat16" or library() is None:
             out.add("avx512")
+        if not fits_on_chip(max(self.tokens, self.longest), self.head_dim, getattr(torch, self.dtype)):
+            out.add("triton")
         return [self.default, *(n for n in names if n != self.default and n not in out)]
 
 

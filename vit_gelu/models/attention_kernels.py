@@ -103,6 +103,25 @@ def avx512(qkv: Tensor, dropout: float) -> Tensor:
     return own_attention(qkv)
 
 
+def fits_on_chip(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether ``on_chip`` is for them: the scores of more tokens do not fit into the registers of one program."""
+    return tokens <= 128 and head_dim <= 128 and dtype in (torch.bfloat16, torch.float16)
+
+
+def on_chip(qkv: Tensor, dropout: float) -> Tensor:
+    """Each head's tokens at once, by Triton: half precision on a GPU, up to 128 tokens, without dropout.
+
+    Raises:
+        RuntimeError: no Triton; not for this device, dtype or shape; or with dropout.
+    """
+    _without(dropout)
+    try:
+        from vit_gelu.models.triton_attention import attention
+    except ImportError as error:
+        raise RuntimeError(f"attention by triton: {error}") from None
+    return attention(qkv)
+
+
 def fused(qkv: Tensor, dropout: float, backend: SDPBackend | None = None) -> Tensor:
     """torch's fused kernel: the one that torch picks, or one of its back ends.
 
@@ -152,10 +171,11 @@ KERNELS: dict[str, Kernel] = {
     "matmul": matmul,
     "strided": strided,
     "avx512": avx512,
+    "triton": on_chip,
     "sdpa": fused,
     **{name: partial(fused, backend=backend) for name, backend in BACKENDS.items()},
 }
-WITHOUT_DROPOUT = ("strided", "avx512")
+WITHOUT_DROPOUT = ("strided", "avx512", "triton")
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:

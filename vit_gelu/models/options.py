@@ -13,6 +13,7 @@ ATTENTIONS = (
     "matmul",
     "strided",
     "avx512",
+    "triton",
     "sdpa",
     "flash",
     "efficient",

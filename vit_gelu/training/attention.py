@@ -99,7 +99,7 @@ def shapes(
         "device": device,
     }
     dropout = config["attention_dropout"] > 0
-    training = Shape(tokens=tokens[0], dropout=dropout, compiled=compiled, **common)
+    training = Shape(tokens=tokens[0], dropout=dropout, compiled=compiled, longest=tokens[1], **common)
     return [training, Shape(tokens=tokens[1], training=False, **common)]
 
 

@@ -90,8 +90,14 @@ class AveragedWeights(WeightAveraging):
         self._average_model, self._pairs = None, []
 
 
+SAVING = 0.05  # share of a run's time that it may spend on saving what the next minute will save again
+
+
 class Checkpoints(Checkpoint):
-    """Writes ``last.ckpt`` at every epoch's end, every few minutes inside an epoch and when a signal comes.
+    """Writes ``last.ckpt`` at epochs' ends, every few minutes inside an epoch and when a signal comes.
+
+    Where epochs take less time than twenty saves, as on a GPU with small images, not every one of them is saved;
+    the last one always is.
 
     Files are written whole or not at all. Never inside an accumulation window (its gradients are in no
     checkpoint) and never with weights that have seen a NaN.
@@ -112,6 +118,7 @@ class Checkpoints(Checkpoint):
         self.best_merit = -math.inf
         self.best_step = -1
         self._saved_at = 0.0
+        self._saving_took = 0.0
         self._stepped = 0
         self._signal = 0
         self._handlers: dict[int, Any] = {}
@@ -159,8 +166,13 @@ class Checkpoints(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.save_last(trainer)
-        self._stop_if_asked(trainer)
+        patience = min(self._saving_took / SAVING, 60 * self.minutes)
+        wanted = bool(self._signal) or time.monotonic() - self._saved_at >= patience
+        if trainer.world_size > 1:
+            wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        if wanted or is_last_epoch(trainer):
+            self.save_last(trainer)
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         score = pl_module.last_score
@@ -185,8 +197,10 @@ class Checkpoints(Checkpoint):
             Diverged: a loss was not finite; the file stays as it was.
         """
         self.monitor.check_finite(trainer)
+        began = time.monotonic()
         trainer.save_checkpoint(self.last)
         self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - began
 
     def _stop_if_asked(self, trainer: Any) -> None:
         asked = bool(self._signal)
@@ -205,3 +219,13 @@ class Checkpoints(Checkpoint):
         # An earlier version knew accuracies only.
         merit = state_dict["best_merit"] if "best_merit" in state_dict else state_dict["best_top1"]
         self.best_merit, self.best_step = merit, state_dict["best_step"]
+
+
+def is_last_epoch(trainer: Any) -> bool:
+    """Whether no epoch will follow the one that ends, as far as the Trainer knows."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (
+        trainer.should_stop
+        or (epochs is not None and 0 <= epochs <= trainer.current_epoch + 1)
+        or 0 <= steps <= trainer.global_step
+    )

@@ -62,7 +62,8 @@ class ClassificationModule(RunModule):
         zero_init_head: Start the head at zero (default false; true for the new head of a checkpoint).
         stem: patch (linear patches; default), or resnet50 for the paper's hybrid.
         attention: auto (the fastest by a measurement), explicit, matmul or strided (softmax written out),
-            avx512 (bfloat16 on some CPUs), sdpa (torch's choice), flash, efficient, cudnn or math.
+            avx512 (bfloat16 on some CPUs), triton (up to 128 tokens in half precision on a GPU), sdpa (torch's
+            choice), flash, efficient, cudnn or math.
         attention_choice: What auto came to, [in training, in evaluation]; a run writes it into its config.yaml,
             so that it goes on and is repeated with the same arithmetic.
         mlp_memory: fast, or lean: less memory, as MLPs compute their activation again for the backward pass.

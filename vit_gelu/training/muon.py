@@ -43,11 +43,14 @@ def orthogonalise(
     >>> orthogonalise(torch.diag(torch.tensor([3.0, -0.5]))).diagonal().sign()
     tensor([ 1., -1.])
     """
-    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    x = matrices.reshape(-1, *matrices.shape[-2:])
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for a, b, c in coefficients:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
+        gram = torch.bmm(x, x.mT)
+        # (b·G + c·G²) and (a·X + that·X): one launch each.
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.reshape(matrices.shape)
 
 
 def update_scale(shape: torch.Size, rule: str) -> float:
@@ -151,20 +154,21 @@ class Muon(Optimizer):
         updates = torch._foreach_lerp(grads, momenta, momentum) if group["nesterov"] else momenta
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
 
-        alike: dict[tuple[Any, ...], list[int]] = {}
+        alike: dict[tuple[torch.Size, torch.device], list[int]] = {}
         flat = [update.flatten(1) for update in updates]
         for i, update in enumerate(flat):
-            alike.setdefault((*sorted(update.shape), update.device), []).append(i)
-        for members in alike.values():
-            stack = torch.stack([f if f.shape[0] <= f.shape[1] else f.mT for f in (flat[i] for i in members)])
-            dtype = torch.bfloat16 if stack.is_cuda else torch.float32
-            directions = orthogonalise(stack.to(dtype), group["ns_coefficients"])
-            for i, direction in zip(members, directions, strict=True):
-                rows, columns = shape = flat[i].shape
-                if rows > columns:
-                    direction = direction.mT
-                scale = update_scale(shape, group["adjust_lr_fn"])
-                params[i].add_(direction.reshape(params[i].shape), alpha=-lr * scale)
+            alike.setdefault((update.shape, update.device), []).append(i)
+        for (shape, device), members in alike.items():
+            rows, columns = shape
+            stack = torch.stack([flat[i] for i in members])
+            stack = stack.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+            directions = orthogonalise(stack if rows <= columns else stack.mT, group["ns_coefficients"])
+            if rows > columns:
+                directions = directions.mT
+            directions = directions.to(params[members[0]].dtype, memory_format=torch.contiguous_format)
+            moved = [params[i] for i in members]
+            along = [d.view(p.shape) for p, d in zip(moved, directions.unbind(), strict=True)]
+            torch._foreach_add_(moved, along, alpha=-lr * update_scale(shape, group["adjust_lr_fn"]))
 
     def _step_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:

@@ -268,9 +268,6 @@ class SpeedMeter(Callback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._interrupt()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._interrupt()
-
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._interrupt()
         self._eval_start = time.perf_counter()

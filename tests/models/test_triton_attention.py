@@ -1,0 +1,123 @@
+"""Attention on the chip: numerics through Triton's interpreter on any machine, the real thing on a GPU."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from vit_gelu.models import Attention
+from vit_gelu.models.attention_choice import Shape
+from vit_gelu.models.attention_kernels import KERNELS, explicit
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# Fewer than the tile, just more, exactly; narrow, odd and wide heads.
+SHAPES = [(3, 5, 3, 2, 16), (2, 17, 3, 1, 80), (2, 32, 3, 4, 64), (2, 64, 3, 3, 48), (2, 65, 3, 2, 64)]
+LARGE = [(2, 128, 3, 2, 128), (1024, 64, 3, 3, 64), (700, 65, 3, 3, 64), (3, 1, 3, 1, 32)]
+
+
+def compare(shape, dtype, device):
+    """Output and gradient, in norm, against float64 written out."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(shape, generator=generator).to(dtype)
+    b, n, _, h, d = shape
+    grad = torch.randn(b, n, h * d, generator=generator).to(dtype)
+    wide = qkv.double().requires_grad_()
+    truth = explicit(wide, 0.0)
+    (by_truth,) = torch.autograd.grad(truth, wide, grad.double())
+    leaf = qkv.to(device).requires_grad_()
+    out = KERNELS["triton"](leaf, 0.0)
+    (by_leaf,) = torch.autograd.grad(out, leaf, grad.to(device))
+    assert out.dtype == by_leaf.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    for got, expected in ((out, truth), (by_leaf, by_truth)):
+        assert got.isfinite().all()
+        assert (got.detach().cpu().double() - expected.detach()).norm() < eps * expected.norm()
+
+
+def check_interpreted():
+    # In half precision alone: the interpreter multiplies the bits of bfloat16.
+    from vit_gelu.models import triton_attention
+
+    triton_attention.wrap_triton = lambda kernel: kernel  # torch before 2.12 knows compiled ones only
+    for shape in SHAPES:
+        compare(shape, torch.float16, "cpu")
+
+
+@needs_triton
+def test_through_the_interpreter():
+    """In a process of its own, because Triton reads the variable when it is imported."""
+    code = "from tests.models.test_triton_attention import check_interpreted; check_interpreted()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@needs_triton
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES + LARGE)
+def test_on_a_gpu(shape, dtype):
+    compare(shape, dtype, "cuda")
+
+
+@needs_triton
+@needs_gpu
+def test_compiled_as_one_graph_and_repeatable():
+    torch.manual_seed(0)
+    layer = Attention(96, 3, attention="triton").cuda()
+    x = torch.randn(4, 17, 96, device="cuda", requires_grad=True)
+
+    def gradients(call):
+        with torch.autocast("cuda", torch.bfloat16):
+            out = call(x)
+        return torch.autograd.grad(out.float().square().sum(), [x, layer.qkv.weight])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    eager, again, fast = gradients(layer), gradients(layer), gradients(compiled)
+    for a, b, c in zip(eager, again, fast, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, a, rtol=0.05, atol=0.05 * a.abs().max().item())
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 129, 3, 1, 16), torch.float16),
+        ((1, 4, 3, 1, 130), torch.float16),
+        ((1, 4, 3, 1, 16), torch.float32),
+        ((1, 4, 3, 1, 16), torch.float16),  # on a CPU
+    ],
+)
+def test_what_it_is_not_for_is_refused(shape, dtype):
+    with pytest.raises(RuntimeError, match="at most 128 tokens"):
+        KERNELS["triton"](torch.zeros(shape, dtype=dtype), 0.0)
+
+
+def test_dropout_is_refused():
+    with pytest.raises(RuntimeError, match="no dropout"):
+        KERNELS["triton"](torch.zeros(1, 4, 3, 1, 16, dtype=torch.float16), 0.1)
+
+
+def test_measured_only_where_it_could_run():
+    assert "triton" in Shape(4, 65, 3, 64, dtype="bfloat16", device="cuda").candidates()
+    assert "triton" in Shape(4, 65, 3, 64, dtype="bfloat16", device="cuda", compiled=True).candidates()
+    for other in (
+        {"tokens": 197},
+        {"head_dim": 160},
+        {"dtype": "float32"},
+        {"dropout": True},
+        {"device": "cpu"},
+        {"longest": 256},
+    ):
+        shape = {"tokens": 65, "heads": 3, "head_dim": 64, "dtype": "bfloat16", "device": "cuda"} | other
+        assert "triton" not in Shape(4, **shape).candidates()

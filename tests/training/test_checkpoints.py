@@ -1,0 +1,91 @@
+"""When a run saves."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from vit_gelu.training import checkpoints
+from vit_gelu.training.checkpoints import Checkpoints, Interrupted
+from vit_gelu.training.monitor import Monitor
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+class Trainer(SimpleNamespace):
+    def save_checkpoint(self, path):
+        self.clock.now += self.saving
+        self.saved.append(self.current_epoch)
+
+    def run(self, callback, epochs, seconds):
+        for self.current_epoch in range(epochs):
+            self.clock.now += seconds
+            self.global_step += 4
+            callback.on_train_epoch_end(self, None)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(checkpoints.time, "monotonic", clock.monotonic)
+    return Trainer(
+        clock=clock,
+        saving=0.5,
+        saved=[],
+        world_size=1,
+        max_epochs=30,
+        max_steps=-1,
+        should_stop=False,
+        global_step=0,
+    )
+
+
+@pytest.fixture
+def callback(trainer, tmp_path):
+    callback = Checkpoints(tmp_path, Monitor())
+    callback.on_train_start(trainer, None)
+    yield callback
+    callback.teardown(trainer, None, "fit")
+
+
+def test_long_epochs_are_all_saved(trainer, callback):
+    trainer.run(callback, epochs=30, seconds=10.0)
+    assert trainer.saved == list(range(30))
+
+
+def test_short_epochs_are_saved_when_twenty_times_a_save_has_passed_and_at_the_end(trainer, callback):
+    trainer.run(callback, epochs=30, seconds=1.0)  # a save takes half a second
+    assert trainer.saved == [0, 10, 20, 29]
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 28}, {"max_epochs": 7}])
+def test_whatever_ends_the_run_its_end_is_saved(trainer, callback, end):
+    vars(trainer).update(end)
+    trainer.run(callback, epochs=7, seconds=0.001)
+    assert trainer.saved == [0, 6]
+
+
+def test_an_early_stop_is_saved(trainer, callback):
+    trainer.run(callback, epochs=2, seconds=0.001)
+    trainer.should_stop = True
+    trainer.run(callback, epochs=1, seconds=0.001)
+    assert len(trainer.saved) == 2
+
+
+def test_no_epoch_goes_unsaved_for_longer_than_was_asked_for(trainer, callback):
+    callback.minutes = 3 / 60
+    trainer.run(callback, epochs=9, seconds=1.0)
+    assert trainer.saved == [0, 3, 6]
+
+
+def test_a_signal_saves_at_once(trainer, callback):
+    trainer.run(callback, epochs=2, seconds=0.001)
+    callback._signal = 15
+    with pytest.raises(Interrupted):
+        trainer.run(callback, epochs=1, seconds=0.001)
+    assert len(trainer.saved) == 2
