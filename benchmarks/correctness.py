@@ -217,7 +217,10 @@ def checks(asked: argparse.Namespace, device: torch.device) -> dict[str, Callabl
     """All checks by name, quick ones first. Compiled: with the attention that is chosen on this device."""
     made: dict[str, Callable[[], list[Row]]] = {}
     for mode, dtype in itertools.product([m for m in MODES if m in asked.mode], asked.dtypes):
-        for attention in ("explicit", "sdpa") if mode == "eager" else ("auto",):
+        kernels = ("explicit", "sdpa") if mode == "eager" else ("auto",)
+        if device.type == "cuda" and dtype != "float32":
+            kernels += ("triton",)
+        for attention in kernels:
             call = functools.partial(check_network, attention, dtype, mode, device)
             made[f"ViT, attention {attention}, {dtype}, {mode}"] = call
         call = functools.partial(check_activations, asked.activations, dtype, mode, device)

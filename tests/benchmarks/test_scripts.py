@@ -8,6 +8,7 @@ import input_pipeline
 import kept_memory
 import pytest
 import startup
+import step_profile
 import torch
 import trainer_overhead
 from report import run_script
@@ -133,3 +134,24 @@ def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):
     trained = cli.model.network.state_dict()
     for name, weight in raw.module.network.state_dict().items():
         torch.testing.assert_close(weight, trained[name], rtol=1e-4, atol=1e-5)
+
+
+def test_step_profile(tmp_path):
+    argv = ["--size", "Ti/4@32:4", "--model.embed_dim", 24, "--model.depth", 1, "--model.num_heads", 2]
+    argv += ["--mode", "eager", "--steps", 2, "--attention", "explicit", "--out", tmp_path / "r.json"]
+    (row,) = run(step_profile, argv)["rows"]
+    assert row["attention"] == "explicit"
+    assert row["batch"] == 4
+    calls = {k["name"]: k["calls"] for k in row["kernels"]}
+    # Patches; queries of the class token, keys and values of all; proj, fc1, fc2, head. The images have no gradient.
+    assert calls["aten::addmm"] == 7
+    assert calls["aten::mm"] == 2 * 7 - 1
+    assert row["kinds"]["matrix product"] <= row["device_ms"]
+    assert sum(row["kinds"].values()) == pytest.approx(row["device_ms"])
+    assert row["images_per_second"] == pytest.approx(4000 / row["step_ms"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_graphs_need_a_gpu(tmp_path, capsys):
+    assert run_script("step_profile", "", step_profile.options(), step_profile.run, ["--mode", "graphs"]) == 2
+    assert "--mode graphs: needs a CUDA GPU" in capsys.readouterr().err
