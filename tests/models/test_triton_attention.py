@@ -40,9 +40,6 @@ def compare(shape, dtype, device):
 
 def check_interpreted():
     # In half precision alone: the interpreter multiplies the bits of bfloat16.
-    from vit_gelu.models import triton_attention
-
-    triton_attention.wrap_triton = lambda kernel: kernel  # torch before 2.12 knows compiled ones only
     for shape in SHAPES:
         compare(shape, torch.float16, "cpu")
 

@@ -205,12 +205,12 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
     monkeypatch.setattr(meter, "_now", lambda device: queue.launch())
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
-    monkeypatch.setattr("vit_gelu.training.speed.device_peak", lambda device, dtype: 1e12)
     monkeypatch.setattr(Exclusivity, "check", lambda self: True)
     module = SimpleNamespace(
         device=torch.device("cuda"), patches_left_out=0.0, compile_network=False, count_flops=lambda *_: 1.0
     )
-    trainer = SimpleNamespace(world_size=1, log_every_n_steps=50, global_step=0)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    trainer = SimpleNamespace(world_size=1, log_every_n_steps=50, global_step=0, strategy=strategy)
     module.trainer = trainer
     batch = SimpleNamespace(targets=torch.zeros(8))
     meter.on_train_start(trainer, module)
@@ -218,7 +218,13 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
         trainer.global_step += 1
         meter.on_train_batch_start(trainer, module, batch, 0)
         meter.on_train_batch_end(trainer, module, None, batch, 0)
+    module.device = torch.device("cpu")  # where Lightning puts it when training is over
+    monkeypatch.setattr(
+        "vit_gelu.training.speed.device_peak", lambda device, dtype: {"cuda": 1e12}[device.type]
+    )
     speed = meter.summary(module, (3, 8, 8), torch.float32)
+    assert speed["peak_memory_bytes"] == 1
+    assert speed["peak_flops_measured"] == 1e12
     assert least <= speed["launch_bound_fraction"] <= most
     assert speed["train_images_per_second"] == pytest.approx(8 / max(launching, working), rel=0.05)
     print_speed({"speed": speed, "seconds": 1.0})

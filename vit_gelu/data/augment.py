@@ -1,9 +1,9 @@
 """Augmentation of whole batches of uint8 images, on whatever device the batch is.
 
 What happens to a sample is a pure function of (seed, epoch, the sample's index): every number comes from
-``randomness.uniform``, so a sample is augmented alike in any batch, order, process or device. Numbers per
-sample are drawn on the CPU, where the indices are, and follow the images to their device; nothing waits for
-the device.
+``randomness.uniform``, so a sample is augmented alike in any batch, order, process or device. Rows and columns
+that move are drawn on the device of the images; other numbers per sample on the CPU, where the indices are, from
+where they follow the images. Nothing waits for the device.
 """
 
 import dataclasses
@@ -94,7 +94,10 @@ class Remap(Operation):
     """An operation that moves rows and columns and computes nothing: neighbours in a policy fuse into one."""
 
     def maps(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Which input row and column each output row (b, height) and column (b, width) shows; -1: outside."""
+        """Which input row and column each output row (b, height) and column (b, width) shows; -1: outside.
+
+        On the device of the draw's indices.
+        """
         raise NotImplementedError
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
@@ -226,7 +229,8 @@ class Policy:
             if not isinstance(first, Remap):
                 images = first(images, Draw(seed, epoch, label, indices))
                 continue
-            maps = [op.maps(Draw(seed, epoch, label, indices), *images.shape[2:]) for op, label in stage]
+            there = send(indices, images.device)
+            maps = [op.maps(Draw(seed, epoch, label, there), *images.shape[2:]) for op, label in stage]
             rows, columns = (functools.reduce(compose, each) for each in zip(*maps, strict=True))
             images = remap(images, rows, columns, fill=first.outside)
         return images

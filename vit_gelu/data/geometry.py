@@ -53,7 +53,7 @@ class RandomCrop(Remap):
         return self._map(top, height), self._map(left, width)
 
     def _map(self, start: Tensor, size: int) -> Tensor:
-        source = start[:, None] + torch.arange(-self.padding, size - self.padding)
+        source = start[:, None] + torch.arange(-self.padding, size - self.padding, device=start.device)
         if self.mode == "constant":
             return torch.where((source < 0) | (source >= size), -1, source)
         if self.mode == "edge":
@@ -70,8 +70,8 @@ class _Mirror(Remap):
         raise NotImplementedError
 
     def maps(self, draw: Draw, height: int, width: int) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(height).expand(len(draw.indices), height)
-        columns = torch.arange(width)
+        rows = torch.arange(height, device=draw.indices.device).expand(len(draw.indices), height)
+        columns = torch.arange(width, device=draw.indices.device)
         return rows, torch.where(self.flipped(draw)[:, None], columns.flip(0), columns)
 
 

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
 from vit_gelu.models.attention_kernels import fits_on_chip
@@ -79,22 +78,36 @@ def _sizes(n: int, d: int) -> dict[str, int]:
     return {"TOKENS": tokens, "WIDTH": width, "num_warps": tokens // 16}
 
 
-@triton_op("vit_gelu::triton_attention", mutates_args=())
+# Opaque to torch.compile: as a ``triton_op``, torch 2.11 compiles them anew, and 65 tokens took eight times as long.
+@torch.library.custom_op("vit_gelu::triton_attention", mutates_args=())
 def _attention(qkv: Tensor) -> Tensor:
     qkv = qkv.contiguous()
     b, n, _, h, d = qkv.shape
-    out = qkv.new_empty(b, n, h * d)
-    wrap_triton(_forward)[(b * h,)](qkv, out, n, h, d, d**-0.5, **_sizes(n, d))
+    out = _like_out(qkv)
+    with torch.cuda.device_of(qkv):
+        _forward[(b * h,)](qkv, out, n, h, d, d**-0.5, **_sizes(n, d))
     return out
 
 
-@triton_op("vit_gelu::triton_attention_backward", mutates_args=())
+@torch.library.custom_op("vit_gelu::triton_attention_backward", mutates_args=())
 def _attention_backward(grad: Tensor, qkv: Tensor) -> Tensor:
     grad, qkv = grad.contiguous(), qkv.contiguous()
     b, n, _, h, d = qkv.shape
     by_qkv = torch.empty_like(qkv)
-    wrap_triton(_backward)[(b * h,)](grad, qkv, by_qkv, n, h, d, d**-0.5, **_sizes(n, d))
+    with torch.cuda.device_of(qkv):
+        _backward[(b * h,)](grad, qkv, by_qkv, n, h, d, d**-0.5, **_sizes(n, d))
     return by_qkv
+
+
+@_attention.register_fake
+def _like_out(qkv: Tensor) -> Tensor:
+    b, n, _, h, d = qkv.shape
+    return qkv.new_empty(b, n, h * d)
+
+
+@_attention_backward.register_fake
+def _(grad: Tensor, qkv: Tensor) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -302,7 +302,7 @@ class SpeedMeter(Callback):
         steps = sorted(self.step_seconds)
         quantiles = statistics.quantiles(steps, n=20, method="inclusive") if len(steps) >= 2 else None
         median = statistics.median(steps) if steps else None
-        device = pl_module.device
+        device = pl_module.trainer.strategy.root_device  # the module itself is on the CPU after training
         flops = self._flops_per_image(pl_module, image_shape)
         exclusive = self._exclusivity.check() if self._exclusivity else None
         peak = device_peak(device, compute_dtype)
