@@ -268,6 +268,7 @@ def test_upsampling_comes_after_augmentation():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("policy", ["crop_flip", "imagenet_strong", "color_jitter(hue=0.1), affine"])
 def test_batches_on_a_gpu_equal_those_on_the_cpu_without_waiting(policy):
     options = {"images": make_images(64, 32), "policy": policy, "mixup": 0.8, "cutmix": 1.0}

@@ -97,11 +97,6 @@ def test_a_compiled_run(tmp_path):
     assert record["env"]["compiled"] is True
 
 
-def test_cuda_graphs_need_compile():
-    with pytest.raises(ValueError, match=r"--model\.cuda_graphs true: needs --model\.compile true"):
-        ClassificationModule(cuda_graphs=True)
-
-
 def test_cuda_graphs_need_a_gpu(tmp_path):
     with pytest.raises(ValueError, match=r"--model\.cuda_graphs true: needs a CUDA GPU; this run is on cpu"):
         train(tmp_path / "run", model__compile="true", model__cuda_graphs="true")
@@ -151,6 +146,8 @@ class NoSynchronisation(Callback):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize(
     "options", [{}, {"ema_decay": 0.9}, {"compile": True}, {"compile": True, "cuda_graphs": True}]
 )

@@ -93,6 +93,7 @@ class Steps:
             device=torch.device("cpu"),
             last_score=SimpleNamespace(n=100),
             patches_left_out=0.0,
+            step_graph=SimpleNamespace(recordings=0),
         )
         self.batch = SimpleNamespace(targets=torch.zeros(4))
         self.meter.on_train_start(self.trainer, self.module)
@@ -207,7 +208,11 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
     monkeypatch.setattr(Exclusivity, "check", lambda self: True)
     module = SimpleNamespace(
-        device=torch.device("cuda"), patches_left_out=0.0, compile_network=False, count_flops=lambda *_: 1.0
+        device=torch.device("cuda"),
+        patches_left_out=0.0,
+        compile_network=False,
+        count_flops=lambda *_: 1.0,
+        step_graph=SimpleNamespace(recordings=0),
     )
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     trainer = SimpleNamespace(world_size=1, log_every_n_steps=50, global_step=0, strategy=strategy)

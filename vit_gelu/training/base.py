@@ -14,6 +14,7 @@ from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
+from vit_gelu.training.compilation import check_cuda_graphs
 from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.optim import (
@@ -24,6 +25,7 @@ from vit_gelu.training.optim import (
     warmup_length,
 )
 from vit_gelu.training.speed import count_flops
+from vit_gelu.training.step_graph import StepGraph, reason_against
 
 YOUNGER = {"mlp_memory": "fast"}
 
@@ -48,6 +50,7 @@ class RunModule(pl.LightningModule):
 
     objective = "classification"
     splits: tuple[str, ...] = ("val", "test")
+    against_recording = ""  # why steps of this kind cannot be recorded as a whole
     continued: tuple[str, ...] = (
         "network",
         "data",
@@ -93,13 +96,13 @@ class RunModule(pl.LightningModule):
                 "recipe's?); set --model.warmup_epochs 0"
             )
         check_choice(network_options["attention"], attention_choice)
-        if cuda_graphs and not compile:
-            raise ValueError("--model.cuda_graphs true: needs --model.compile true")
         self.network_options = network_options
         self.attention_choice = attention_choice
         self.attention_in_use: AttentionInUse | None = None
         self.compile_network = compile
         self.cuda_graphs = cuda_graphs
+        self.graphs: str | None = None  # what is replayed, once it is known: step, or network
+        self.step_graph = StepGraph()
         self.optimizer = optimizer
         self.optimizer_kwargs = optimizer_kwargs or {}
         self.lr = lr
@@ -166,9 +169,34 @@ class RunModule(pl.LightningModule):
         """Floating-point operations of one image's training step; see ``speed.count_flops``."""
         return count_flops(self.network, image_shape, patches_left_out)
 
+    def held_fast(self) -> Any:
+        """What a recorded step holds fast and a later one may have otherwise; None: not to be recorded now."""
+        return None
+
     # -- training -----------------------------------------------------------------------------------------
 
+    def plan_graphs(self) -> None:
+        """Decide what is replayed from CUDA graphs, and say so; called before the network is compiled.
+
+        Raises:
+            ValueError: CUDA graphs were asked for where they cannot work.
+        """
+        if not self.cuda_graphs:
+            return
+        check_cuda_graphs(self.trainer)
+        reason = self.against_recording or reason_against(self.trainer, self, self.optimizer)
+        if reason and not self.compile_network:
+            raise ValueError(
+                f"--model.cuda_graphs true: needs --model.compile true here, where not the whole step can be "
+                f"recorded: {reason}"
+            )
+        self.graphs = "network" if reason else "step"
+        if self.trainer.is_global_zero:
+            what = f"the network alone: {reason}" if reason else "the whole step"
+            print(f"CUDA graphs: {what}", flush=True)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._batch = batch
         # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
         seed_noise(self.seed, self.batches_seen, self.global_rank)
         self.batches_seen += 1
@@ -213,9 +241,19 @@ class RunModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any | None = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Lightning keeps gradients through the next forward pass, whose activations can use their memory.
-        optimizer.zero_grad(set_to_none=True)
+        def run() -> None:
+            super(RunModule, self).optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            # Lightning keeps gradients through the next forward pass, whose activations can use their memory.
+            optimizer.zero_grad(set_to_none=True)
+
+        if self.graphs == "step":
+            self.step_graph.step(self.held_fast(), self._batch, optimizer, optimizer_closure, run)
+        else:
+            run()
+
+    def on_train_end(self) -> None:
+        self.step_graph = StepGraph()  # evaluation can use the memory
+        self._batch = None
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: the step before left no gradients."""

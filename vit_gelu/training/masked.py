@@ -14,7 +14,7 @@ from vit_gelu.models.masked import MaskedAutoencoder, MaskedDecoder, draw_visibl
 from vit_gelu.randomness import key
 from vit_gelu.training.attention import agree, shapes
 from vit_gelu.training.base import RunModule, step_output
-from vit_gelu.training.compilation import check_cuda_graphs, compile_network
+from vit_gelu.training.compilation import compile_network
 from vit_gelu.training.metrics import ExactLoss
 from vit_gelu.training.speed import flops_of
 
@@ -73,6 +73,7 @@ class MaskedModule(RunModule):
     objective = "masked"
     splits = ("val",)
     continued = ("network", "data", "masked")
+    against_recording = "the masks of a step are drawn on the processor"
 
     def __init__(
         self,
@@ -201,8 +202,7 @@ class MaskedModule(RunModule):
         """
         if self.net is not None:
             return
-        if self.cuda_graphs:
-            check_cuda_graphs(self.trainer)
+        self.plan_graphs()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for option in ("mixup", "cutmix"):
             if getattr(data, option):
@@ -228,7 +228,9 @@ class MaskedModule(RunModule):
         )
         self._choose_for_decoder(data)
         if self.compile_network:
-            compile_network(self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
+            compile_network(
+                self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.graphs == "network"
+            )
 
     def _choose_for_decoder(self, data: Any) -> None:
         """The decoder's attention follows the network's; where that cannot compute it, the rule decides for auto.
@@ -276,7 +278,7 @@ class MaskedModule(RunModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch, masked by (seed, step, sample); see ``step_output``."""
-        if self.cuda_graphs:
+        if self.graphs == "network":
             torch.compiler.cudagraph_mark_step_begin()
         visible = draw_visible(self._mask_key, batch.indices, self.num_patches, self.visible)
         return step_output(self.autoencoder(batch.images, visible).mean())

@@ -16,7 +16,7 @@ from vit_gelu.training.attention import agree
 from vit_gelu.training.base import RunModule, step_output
 from vit_gelu.training.beginning import anneal_share, begin, begin_again, check_same_start, fill_defaults
 from vit_gelu.training.checkpoints import AveragedWeights
-from vit_gelu.training.compilation import check_cuda_graphs, compile_network
+from vit_gelu.training.compilation import compile_network
 from vit_gelu.training.freeze import about_frozen
 from vit_gelu.training.freeze import freeze as freeze_parts
 from vit_gelu.training.metrics import ExactScore
@@ -70,7 +70,8 @@ class ClassificationModule(RunModule):
         init: Scheme of the initial weights: timm, jax or mimetic.
         whiten_patches: Start the patch projection from the training images' second moments, which it whitens.
         compile: Compile the network with torch.compile.
-        cuda_graphs: Replay the compiled network from CUDA graphs; for small models on a GPU.
+        cuda_graphs: Replay the training step from a CUDA graph, whole where it can be recorded, else the compiled
+            network; for small models on a GPU.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
         lr: Learning rate at the end of the warm-up.
@@ -270,8 +271,7 @@ class ClassificationModule(RunModule):
         """
         if self.net is not None:
             return
-        if self.cuda_graphs:
-            check_cuda_graphs(self.trainer)
+        self.plan_graphs()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         with torch.device(
             "cpu"
@@ -282,7 +282,7 @@ class ClassificationModule(RunModule):
                 self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
             )
         if self.compile_network:
-            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.cuda_graphs)
+            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.graphs == "network")
 
     def _build(self, data: Any) -> Network:
         """The network as this training starts it, and what is told of it."""
@@ -333,6 +333,11 @@ class ClassificationModule(RunModule):
                 if isinstance(callback, AveragedWeights):
                     callback.finish_annealing()
 
+    def held_fast(self) -> Any:
+        anneal = self.beginning.anneal if self.beginning is not None else None
+        annealing = anneal is not None and not anneal.finished  # its share differs from step to step
+        return None if annealing else self.patches_left_out
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch.
 
@@ -340,7 +345,8 @@ class ClassificationModule(RunModule):
             See ``step_output``; ``correct`` is an int64 scalar: how often the likeliest class is the target, or
             the larger part of a mixed target.
         """
-        if self.cuda_graphs:
+        batch = self.step_graph.inputs(batch)
+        if self.graphs == "network":
             torch.compiler.cudagraph_mark_step_begin()
         logits = self.network(batch.images)
         targets = batch.targets

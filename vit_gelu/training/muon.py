@@ -166,9 +166,11 @@ class Muon(Optimizer):
             if rows > columns:
                 directions = directions.mT
             directions = directions.to(params[members[0]].dtype, memory_format=torch.contiguous_format)
+            # The learning rate may be a tensor, which no option named alpha takes.
+            directions *= -lr * update_scale(shape, group["adjust_lr_fn"])
             moved = [params[i] for i in members]
             along = [d.view(p.shape) for p, d in zip(moved, directions.unbind(), strict=True)]
-            torch._foreach_add_(moved, along, alpha=-lr * update_scale(shape, group["adjust_lr_fn"]))
+            torch._foreach_add_(moved, along)
 
     def _step_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:

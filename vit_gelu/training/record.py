@@ -112,13 +112,14 @@ def software_and_device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def environment(trainer: "pl.Trainer", compiled: bool) -> dict[str, Any]:
-    """Versions, devices and precision of a run."""
+def environment(trainer: "pl.Trainer", compiled: bool, graphs: str | None) -> dict[str, Any]:
+    """Versions, devices and precision of a run, and how its network and steps are launched."""
     device, precision = trainer.strategy.root_device, str(trainer.precision)
     return software_and_device(device) | {
         "n_devices": trainer.world_size,
         "precision": precision,
         "compiled": compiled,
+        "cuda_graphs": graphs,
         "linear_kernel": computed_by(device.type, bfloat16="bf16" in precision, compiled=compiled),
     }
 

@@ -168,7 +168,7 @@ class SpeedMeter(Callback):
 
     On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
     ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which
-    torch.compile was at work are left out; the last ones are summed up as compile time.
+    torch.compile was at work or a CUDA graph was recorded are left out; the last ones are summed up as compile time.
 
     A GPU that has finished a step before the next one is launched whole is faster than the processor that feeds it.
     """
@@ -182,6 +182,7 @@ class SpeedMeter(Callback):
         self.overtaken = 0  # timed steps before whose last launch the GPU was through with the step before
         self.compile_seconds = 0.0
         self.graphs = 0
+        self.recordings = 0
         self.eval_images = 0
         self.eval_seconds = 0.0
         self.global_batch = 0
@@ -221,9 +222,9 @@ class SpeedMeter(Callback):
         self.steps += 1
         self.global_batch = len(batch.targets) * trainer.world_size
         self.images_seen += self.global_batch
-        graphs = compiled_graphs()
-        if graphs != self.graphs:
-            self.graphs = graphs
+        graphs, recordings = compiled_graphs(), pl_module.step_graph.recordings
+        if graphs != self.graphs or recordings != self.recordings:
+            self.graphs, self.recordings = graphs, recordings
             self.compile_seconds += host - self._host_start
             self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
