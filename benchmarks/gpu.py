@@ -145,6 +145,8 @@ def _end_to_end(asked: argparse.Namespace, device: str, folder: Path) -> Part:
     given |= {"trainer.accelerator": "gpu" if device == "cuda" else "cpu", "model.warmup_epochs": 2}
     given |= {"trainer.max_epochs": 15, "trainer.check_val_every_n_epoch": 5}
     given |= {"loggers": '["csv"]', "trainer.enable_checkpointing": "false"}
+    if device == "cuda":
+        given["model.cuda_graphs"] = "true"
     if asked.root is not None:
         given["data.root"] = asked.root.absolute()
     if asked.quick:
