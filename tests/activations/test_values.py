@@ -15,6 +15,10 @@ MODERATE = [*torch.linspace(-8, 8, 97).tolist(), 0.0, 1e-4, -1e-4, 1e-12, -1e-12
 EXTREME = [sign * size for size in (10.0, 13.0, 21.0, 45.0, 88.0, 100.0, 1e3, 1e4) for sign in (1.0, -1.0)]
 
 
+# torch's own, on a GPU: one sixth is rounded first; the slope is that of the rounded value.
+COARSE = {("hardswish", torch.float64): 6.0, ("tanh", torch.bfloat16): 0.75}
+
+
 def build(name, dtype, device, **options):
     """In evaluation mode, so that the stochastic one is its expectation; parameters at least float32."""
     return build_activation(name, **options).eval().to(device, torch.promote_types(dtype, torch.float32))
@@ -28,13 +32,15 @@ def run(module, points, dtype, device):
     return x.tolist(), y.tolist(), slope.tolist()
 
 
-def check(got: float, true: float, scale: float, dtype, what: str, ulps: float = 2.0) -> None:
-    """Error at most ``ulps`` units in the last place of ``scale``; in half precision, rounding it once."""
+def check(
+    got: float, true: float, scale: float, dtype, what: str, ulps: float = 2.0, most: float = 0.0
+) -> None:
+    """Error at most ``ulps`` units in the last place of ``scale``; in half precision, rounding it once; or ``most``."""
     info = torch.finfo(dtype)
     if abs(true) > info.max:
         assert got == math.copysign(math.inf, true), what
         return
-    allowed = ulps if dtype in (torch.float64, torch.float32) else 0.51
+    allowed = max(most, ulps if dtype in (torch.float64, torch.float32) else 0.51)
     smallest = info.smallest_normal * info.eps
     error = abs(got - true) / (info.eps * scale + smallest)
     assert error <= allowed, f"{what}: {got}, true {true}: off by {error:.2f} ulp"
@@ -59,12 +65,13 @@ def test_every_activation_has_an_oracle(oracle):
 @pytest.mark.parametrize("name", POINTWISE)
 def test_value_and_slope(name, dtype, device, oracle):
     truth = oracle(name)
+    most = COARSE.get((name, dtype), 0.0) if device == "cuda" else 0.0
     for x, y, slope in zip(*run(build(name, dtype, device), MODERATE + EXTREME, dtype, device), strict=True):
         true = truth.value(x)
-        check(y, true, max(abs(true), abs(x)), dtype, f"{name}({x})")
+        check(y, true, max(abs(true), abs(x)), dtype, f"{name}({x})", most=most)
         if x not in truth.kinks:
             true = truth.slope(x)
-            check(slope, true, slope_scale(x, true), dtype, f"{name}'({x})", ulps=3.0)
+            check(slope, true, slope_scale(x, true), dtype, f"{name}'({x})", ulps=3.0, most=most)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

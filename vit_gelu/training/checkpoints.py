@@ -90,13 +90,13 @@ class AveragedWeights(WeightAveraging):
         self._average_model, self._pairs = None, []
 
 
-SAVING = 0.05  # share of a run's time that it may spend on saving what the next minute will save again
+SAVING = 0.01  # share of a run's time that it may spend on saving what the next minute will save again
 
 
 class Checkpoints(Checkpoint):
     """Writes ``last.ckpt`` at epochs' ends, every few minutes inside an epoch and when a signal comes.
 
-    Where epochs take less time than twenty saves, as on a GPU with small images, not every one of them is saved;
+    Where epochs take less time than a hundred saves, as on a GPU with small images, not every one of them is saved;
     the last one always is.
 
     Files are written whole or not at all. Never inside an accumulation window (its gradients are in no

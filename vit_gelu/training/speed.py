@@ -313,6 +313,7 @@ class SpeedMeter(Callback):
         return {
             "train_images_per_second": rate,
             "eval_images_per_second": self.eval_images / self.eval_seconds if self.eval_seconds else None,
+            "evaluation_seconds": self.eval_seconds,  # of the validations on the way
             "step_ms": {
                 "p50": median * 1e3 if median is not None else None,
                 "p95": quantiles[18] * 1e3 if quantiles else None,
