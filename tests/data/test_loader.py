@@ -172,6 +172,28 @@ def test_how_many_batches_a_gpu_prepares_together(options, expected):
     assert loader._plan_steps(images, loader.global_batch_size // loader.world) == expected
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("until", [(0, 0), (0, 2), (1, 4), (2, 0)])
+def test_images_are_mixed_until_then(at_once, until):
+    """Five batches an epoch: mixed ones as of a loader that always mixes, the others as of one that never does."""
+    options = {"policy": "crop_flip", "images": make_images(size=16)}
+    mixing, plain = make_loader(mixup=0.8, **options), make_loader(**options)
+    loader = make_loader(mixup=0.8, mixed_until=until, **options)
+    loader._steps_at_once = at_once
+    for epoch in range(3):
+        batches = zip(mixing, plain, loader, strict=True)
+        for i, (mixed, unmixed, got) in enumerate(batches):
+            wanted = mixed if (epoch, i) < until else unmixed
+            assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+            if (epoch, i) == (1, 1):  # goes on so from its state
+                resumed = make_loader(mixup=0.8, mixed_until=until, **options)
+                resumed.load_state_dict(loader.state_dict())
+        if epoch == 1:
+            again = list(resumed)
+            assert again[-1].targets.ndim == got.targets.ndim
+            assert torch.equal(again[-1].images, got.images)
+
+
 def test_repeat_order_is_epoch_0_for_ever():
     loader = make_loader(repeat_order=True)
     epochs = [indices_of(loader) for _ in range(3)]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -338,3 +339,36 @@ def test_two_processes_share_what_one_sees(tmp_path):
         assert ranks[0][1][step] + ranks[1][1][step] == pytest.approx(alone.pixels[step], rel=1e-9)
     assert sorted(ranks[0][2] + ranks[1][2]) == list(range(13))
     assert ranks[0][3] == ranks[1][3] == data.order_hash
+
+
+@pytest.mark.parametrize(
+    ("ends", "until"),
+    [
+        (
+            {"max_epochs": 10, "max_steps": -1},
+            (7, 1),
+        ),  # 3 batches of 41 // 12 an epoch: 22.5 of 30, rounded to even
+        ({"max_epochs": 10, "max_steps": 8}, (2, 0)),
+        ({"max_epochs": -1, "max_steps": 8, "accumulate_grad_batches": 2}, (4, 0)),
+        ({"max_epochs": 4, "max_steps": -1, "limit_train_batches": 2}, (3, 0)),
+        ({"max_epochs": 4, "max_steps": -1, "limit_train_batches": 0.7}, (3, 0)),
+    ],
+)
+def test_the_share_of_mixing_as_epoch_and_batch(ends, until):
+    data = ImageData(name="digits", mixup=0.8, mixing_until=0.75)
+    data._source = SimpleNamespace(train=range(41))
+    data.global_batch_size = 12
+    data.trainer = SimpleNamespace(**{"accumulate_grad_batches": 1, "limit_train_batches": 1.0, **ends})
+    assert data._mixed_until() == until
+
+
+def test_a_share_of_mixing_needs_an_end_and_lies_between_0_and_1():
+    data = ImageData(name="digits", mixup=0.8, mixing_until=0.75)
+    data.trainer = SimpleNamespace(
+        max_epochs=-1, max_steps=-1, accumulate_grad_batches=1, limit_train_batches=1.0
+    )
+    with pytest.raises(ValueError, match=r"--data.mixing_until 0.75: a share of the training needs its end"):
+        data._mixed_until()
+    with pytest.raises(ValueError, match=r"--data.mixing_until 1.5: must lie between 0 and 1"):
+        ImageData(name="digits", mixing_until=1.5)
+    assert ImageData(name="digits", mixup=0.8)._mixed_until() is None

@@ -1,6 +1,7 @@
 """Loaders whose order is a pure function of (seed, epoch), exactly sharded and resumable in mid-epoch."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,7 @@ class TrainLoader:
         rank, world: this process among all.
         device: where batches are wanted; images in memory are moved there once.
         mixup, cutmix: as in ``Mixing``.
+        mixed_until: epoch, and batch in it, from which on nothing is mixed; None: to the end.
         num_workers: processes that decode image files; images in memory need none.
         repeat_order: every epoch in the order of epoch 0, for overfitting the same few batches.
 
@@ -65,6 +67,7 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        mixed_until: tuple[int, int] | None = None,
         upsample: tuple[int, int] | None = None,
         num_workers: int = 0,
         repeat_order: bool = False,
@@ -82,6 +85,7 @@ class TrainLoader:
         self._fetch = build_fetcher(images, device, num_workers)
         self._normalize = Normalize(mean, std, device, upsample)
         self._mixing = Mixing(num_classes, mixup, cutmix)
+        self._mixed_until = mixed_until
         self._steps_at_once = self._plan_steps(images, global_batch_size // world)
 
     def _plan_steps(self, images: Images, batch: int) -> int:
@@ -156,27 +160,39 @@ class TrainLoader:
         whole = self.epoch_order(epoch)[: len(self) * size]
         rounds = rearrange(whole, "(batch size) -> batch size", size=size)[self.next_batch :]
         mine = rearrange(rounds, "batch (rank b) -> rank batch b", rank=self.world)[self.rank].contiguous()
-        for batch, everyone in zip(self._prepare(mine, epoch), rounds, strict=True):
+        mixed = self._mixed_in(epoch, len(mine))
+        prepared = itertools.chain(
+            self._prepare(mine[:mixed], epoch, mix=True), self._prepare(mine[mixed:], epoch, mix=False)
+        )
+        for batch, everyone in zip(prepared, rounds, strict=True):
             self.next_batch += 1
             self._hash = chain(self._hash, everyone)
             yield batch
         self.epoch, self.next_batch = epoch + 1, 0
 
-    def _prepare(self, mine: Tensor, epoch: int) -> Iterator[Batch]:
+    def _mixed_in(self, epoch: int, batches: int) -> int:
+        """How many of the next batches are mixed."""
+        if self._mixed_until is None or epoch < self._mixed_until[0]:
+            return batches
+        if epoch > self._mixed_until[0]:
+            return 0
+        return min(batches, max(0, self._mixed_until[1] - self.next_batch))
+
+    def _prepare(self, mine: Tensor, epoch: int, *, mix: bool) -> Iterator[Batch]:
         """The batches of this rank, from the indices (batches, b) of their samples."""
         if not len(mine):
             return
         together = [part.flatten() for part in mine.split(self._steps_at_once)]
         on_device = [part.flatten() for part in send(mine, self._device).split(self._steps_at_once)]
         for images, indices, shown in zip(self._fetch(together, on_device), together, on_device, strict=True):
-            prepared = self._finish(images, indices, shown, epoch)
+            prepared = self._finish(images, indices, shown, epoch, mix)
             yield from map(Batch._make, zip(*(t.split(mine.shape[1]) for t in prepared), strict=True))
 
-    def _finish(self, images: Tensor, indices: Tensor, shown: Tensor, epoch: int) -> Batch:
+    def _finish(self, images: Tensor, indices: Tensor, shown: Tensor, epoch: int, mix: bool) -> Batch:
         images = self.augment(images, indices, seed=self.seed, epoch=epoch)
         targets = self._fetch.labels.index_select(0, shown)
         floats = self._normalize(images)
-        if self._mixing.active:
+        if mix and self._mixing.active:
             floats, targets = self._mixing(floats, targets, indices, seed=self.seed, epoch=epoch)
         return Batch(floats, targets, shown)
 

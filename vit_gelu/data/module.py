@@ -29,6 +29,7 @@ class ImageData(L.LightningDataModule):
         augment: Policy, e.g. crop_flip, or operations, e.g. "random_crop(4), flip, erase(0.25)".
         mixup: Parameter of mixup's Beta distribution; 0 is off. With cutmix on too, a coin per pair decides.
         cutmix: Parameter of CutMix's Beta distribution; 0 is off.
+        mixing_until: Share of the training after which images are no longer mixed.
         image_size: Resize the images to this many pixels, once; default their own size.
         upsample: Enlarge each batch to this many pixels, after augmentation; the images in memory stay small.
         val_fraction: Share of the training images kept for validation.
@@ -48,6 +49,7 @@ class ImageData(L.LightningDataModule):
         augment: str | list[str] = "crop_flip",
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        mixing_until: float = 1.0,
         image_size: int | tuple[int, int] | None = None,
         upsample: int | tuple[int, int] | None = None,
         val_fraction: float = 0.1,
@@ -75,6 +77,9 @@ class ImageData(L.LightningDataModule):
         # What can be wrong without having seen the data is said before the data is looked for.
         build_policy(augment)
         Mixing(1, mixup, cutmix)
+        if not 0 <= mixing_until <= 1:
+            raise ValueError(f"--data.mixing_until {mixing_until}: must lie between 0 and 1")
+        self.mixing_until = mixing_until
         check_global_batch_size(global_batch_size, global_batch_size, 1)
         if eval_batch_size < 1:
             raise ValueError(f"--data.eval_batch_size is {eval_batch_size}: it must be at least 1")
@@ -279,6 +284,7 @@ class ImageData(L.LightningDataModule):
             device=self._device,
             mixup=self.mixup,
             cutmix=self.cutmix,
+            mixed_until=self._mixed_until(),
             upsample=self.upsample,
             num_workers=self.num_workers,
             repeat_order=bool(getattr(self.trainer, "overfit_batches", 0)),
@@ -288,6 +294,30 @@ class ImageData(L.LightningDataModule):
             self._resume_from = None
         self._train_loader, self._loads_for = loader, self.trainer
         return loader
+
+    def _mixed_until(self) -> tuple[int, int] | None:
+        """Epoch, and batch in it, from which on nothing is mixed; None: to the end.
+
+        Raises:
+            ValueError: a share was asked for of a training without an end.
+        """
+        if self.mixing_until == 1 or self.trainer is None:
+            return None
+        epochs, steps, limit = (
+            self.trainer.max_epochs,
+            self.trainer.max_steps,
+            self.trainer.limit_train_batches,
+        )
+        whole = self.train_n // self.global_batch_size
+        per_epoch = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        ends = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
+        ends += [steps * self.trainer.accumulate_grad_batches] if steps >= 0 else []
+        if not ends:
+            raise ValueError(
+                f"--data.mixing_until {self.mixing_until}: a share of the training needs its end: give "
+                "--trainer.max_epochs or --trainer.max_steps"
+            )
+        return divmod(round(self.mixing_until * min(ends)), per_epoch)
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val")
