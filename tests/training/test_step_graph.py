@@ -129,6 +129,40 @@ def test_a_recording_is_no_step_that_counts_for_speed(tmp_path, rehearsal, monke
     assert meters[0].compile_seconds > 0
 
 
+class Schedule(Callback):
+    """Changes what is no learning rate, once."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 10:
+            self.change(trainer)
+
+
+def decay_less(trainer):
+    trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.0
+
+
+def freeze_the_head(trainer):
+    for parameter in trainer.lightning_module.network.head.parameters():
+        parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [decay_less, freeze_the_head])
+def test_what_others_change_is_recorded_anew(tmp_path, rehearsal, monkeypatch, change):
+    from vit_gelu.cli import options as command
+
+    original = command.run_callbacks
+    monkeypatch.setattr(command, "run_callbacks", lambda *a, **k: [*original(*a, **k), Schedule(change)])
+    options = {"model__weight_decay": 0.5, "model__optimizer": "adamw"}
+    train(tmp_path / "a", **options)
+    train(tmp_path / "b", model__cuda_graphs="true", **options)
+    assert sum(g.recordings for g in rehearsal) == 2
+    for name, value in weights(tmp_path / "a").items():
+        torch.testing.assert_close(weights(tmp_path / "b")[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_is_recorded_while_activations_are_blended(tmp_path, rehearsal):
     first = train(tmp_path / "first", activation="gelu")
     options = {"model__pretrained": tmp_path / "first", "activation": "relu", "model__cuda_graphs": "true"}

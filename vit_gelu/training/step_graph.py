@@ -53,6 +53,16 @@ def record_on_gpu(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def _fixed(group: dict[str, Any]) -> tuple[Any, ...]:
+    """What a recording holds fast of a group of the optimizer: what is trained, and every option but the rate."""
+    options = (
+        (k, v)
+        for k, v in group.items()
+        if isinstance(v, bool | int | float) and k not in ("lr", "initial_lr")
+    )
+    return (*options, *(p.requires_grad for p in group["params"]))
+
+
 class StepGraph:
     """Runs training steps, from a recording once there is one.
 
@@ -93,7 +103,8 @@ class StepGraph:
             ValueError: the step does something that cannot be recorded.
         """
         if key is not None:
-            key = (key, tuple((tensor.shape, tensor.dtype) for tensor in batch))
+            shapes = tuple((tensor.shape, tensor.dtype) for tensor in batch)
+            key = (key, shapes, *map(_fixed, optimizer.param_groups))
         if key is None or key != self._key:
             self._key, self._steps, self._replay = key, 0, None
         self._steps += 1
