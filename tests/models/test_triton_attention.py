@@ -15,7 +15,14 @@ from vit_gelu.models.attention_kernels import KERNELS, explicit
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # Fewer than the tile, just more, exactly; narrow, odd and wide heads.
-SHAPES = [(3, 5, 3, 2, 16), (2, 17, 3, 1, 80), (2, 32, 3, 4, 64), (2, 64, 3, 3, 48), (2, 65, 3, 2, 64)]
+SHAPES = [
+    (3, 5, 3, 2, 16),
+    (2, 17, 3, 1, 80),
+    (2, 32, 3, 4, 64),
+    (2, 64, 3, 3, 48),
+    (2, 65, 3, 2, 64),
+    (1, 33, 3, 2, 48),
+]
 LARGE = [(2, 128, 3, 2, 128), (1024, 64, 3, 3, 64), (700, 65, 3, 3, 64), (3, 1, 3, 1, 32)]
 
 

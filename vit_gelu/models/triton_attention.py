@@ -25,57 +25,152 @@ def _load(start, row, column, stride, inside):
 
 
 @triton.jit
-def _weights(q, k, scale, n, TOKENS: tl.constexpr):
-    """softmax(q·kᵀ·scale) over the keys that there are, float32; rows beyond the last query are not meant."""
-    scores = tl.dot(q, tl.trans(k)) * (scale * LOG2_E)
-    scores = tl.where((tl.arange(0, TOKENS) < n)[None, :], scores, float("-inf"))
-    powers = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    return powers / tl.sum(powers, 1)[:, None]
+def _row(start, column, d):
+    return tl.load(start + column, mask=column < d, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _forward(qkv_ptr, out_ptr, n, h, d, scale, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _along(matrix, row):
+    """Each row of a matrix times one more, float32."""
+    return tl.sum(matrix.to(tl.float32) * row[None, :], 1)
+
+
+@triton.jit
+def _down(factors, matrix):
+    """The sum of a matrix's rows, each times its factor, float32."""
+    return tl.sum(factors[:, None] * matrix.to(tl.float32), 0)
+
+
+@triton.jit
+def _weights(q, k, q_one, k_one, scale, n, TOKENS: tl.constexpr, ONE: tl.constexpr):
+    """softmax(q·kᵀ·scale), float32: of the tile; and with one more token, its column, its row, and where they meet.
+
+    Rows beyond the last query are not meant.
+    """
+    by = scale * LOG2_E
+    there = tl.arange(0, TOKENS) < n
+    scores = tl.where(there[None, :], tl.dot(q, tl.trans(k)) * by, float("-inf"))
+    most = tl.max(scores, 1)
+    column, row, corner = tl.zeros((TOKENS,), tl.float32), tl.zeros((TOKENS,), tl.float32), 0.0
+    if ONE:
+        column = _along(q, k_one) * by
+        row = tl.where(there, _along(k, q_one) * by, float("-inf"))
+        corner = tl.sum(q_one * k_one, 0) * by
+        most = tl.maximum(most, column)
+        most_one = tl.maximum(tl.max(row, 0), corner)
+        column, row, corner = tl.exp2(column - most), tl.exp2(row - most_one), tl.exp2(corner - most_one)
+        total_one = tl.sum(row, 0) + corner
+        row, corner = row / total_one, corner / total_one
+    tile = tl.exp2(scores - most[:, None])
+    total = tl.sum(tile, 1)
+    if ONE:
+        total += column
+        column = column / total
+    return tile / total[:, None], column, row, corner
+
+
+@triton.jit
+def _forward(qkv_ptr, out_ptr, n, h, d, scale, TOKENS: tl.constexpr, WIDTH: tl.constexpr, ONE: tl.constexpr):
     image = tl.program_id(0) // h
     head = tl.program_id(0) % h
     row, column = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
-    inside = (row < n)[:, None] & (column < d)[None, :]
+    last = n - 1  # with ONE, beside the tile
+    tokens = last if ONE else n
+    inside = (row < tokens)[:, None] & (column < d)[None, :]
     start = qkv_ptr + image.to(tl.int64) * n * 3 * h * d + head * d
+    to = out_ptr + image.to(tl.int64) * n * h * d + head * d
     q = _load(start, row, column, 3 * h * d, inside)
     k = _load(start + h * d, row, column, 3 * h * d, inside)
     v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
-    weights = _weights(q, k, scale, n, TOKENS)
+    q_one, k_one, v_one = 0.0, 0.0, 0.0
+    if ONE:
+        one = start + last * 3 * h * d
+        q_one, k_one, v_one = (
+            _row(one, column, d),
+            _row(one + h * d, column, d),
+            _row(one + 2 * h * d, column, d),
+        )
+    weights, by_column, by_row, corner = _weights(q, k, q_one, k_one, scale, tokens, TOKENS, ONE)
     out = tl.dot(weights.to(v.dtype), v)
-    to = out_ptr + image.to(tl.int64) * n * h * d + head * d
+    if ONE:
+        out += by_column[:, None] * v_one[None, :]
+        out_one = _down(by_row, v) + corner * v_one
+        tl.store(to + last * h * d + column, out_one.to(v.dtype), mask=column < d)
     tl.store(to + row[:, None] * (h * d) + column[None, :], out.to(v.dtype), mask=inside)
 
 
 @triton.jit
-def _backward(grad_ptr, qkv_ptr, by_qkv_ptr, n, h, d, scale, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _backward(
+    grad_ptr,
+    qkv_ptr,
+    by_qkv_ptr,
+    n,
+    h,
+    d,
+    scale,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ONE: tl.constexpr,
+):
     image = tl.program_id(0) // h
     head = tl.program_id(0) % h
     row, column = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
-    inside = (row < n)[:, None] & (column < d)[None, :]
+    last = n - 1
+    tokens = last if ONE else n
+    inside = (row < tokens)[:, None] & (column < d)[None, :]
     packed = image.to(tl.int64) * n * 3 * h * d + head * d
     start = qkv_ptr + packed
+    of_grad = grad_ptr + image.to(tl.int64) * n * h * d + head * d
     q = _load(start, row, column, 3 * h * d, inside)
     k = _load(start + h * d, row, column, 3 * h * d, inside)
     v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
-    grad = _load(grad_ptr + image.to(tl.int64) * n * h * d + head * d, row, column, h * d, inside)
-    weights = _weights(q, k, scale, n, TOKENS)
+    grad = _load(of_grad, row, column, h * d, inside)
+    q_one, k_one, v_one, grad_one = 0.0, 0.0, 0.0, 0.0
+    if ONE:
+        one = start + last * 3 * h * d
+        q_one, k_one, v_one = (
+            _row(one, column, d),
+            _row(one + h * d, column, d),
+            _row(one + 2 * h * d, column, d),
+        )
+        grad_one = _row(of_grad + last * h * d, column, d)
+    weights, w_column, w_row, w_corner = _weights(q, k, q_one, k_one, scale, tokens, TOKENS, ONE)
     to = by_qkv_ptr + packed + row[:, None] * (3 * h * d) + column[None, :]
+    to_one = by_qkv_ptr + packed + last * 3 * h * d + column
     by_v = tl.dot(tl.trans(weights.to(v.dtype)), grad)
-    tl.store(to + 2 * h * d, by_v.to(v.dtype), mask=inside)
     by_weights = tl.dot(grad, tl.trans(v))
-    by_scores = weights * (by_weights - tl.sum(weights * by_weights, 1)[:, None]) * scale
-    by_scores = by_scores.to(v.dtype)
-    tl.store(to, tl.dot(by_scores, k).to(v.dtype), mask=inside)
-    tl.store(to + h * d, tl.dot(tl.trans(by_scores), q).to(v.dtype), mask=inside)
+    mean = tl.sum(weights * by_weights, 1)
+    if ONE:
+        by_v += w_row[:, None] * grad_one[None, :]
+        by_v_one = _down(w_column, grad) + w_corner * grad_one
+        tl.store(to_one + 2 * h * d, by_v_one.to(v.dtype), mask=column < d)
+        s_column, s_row, s_corner = _along(grad, v_one), _along(v, grad_one), tl.sum(grad_one * v_one, 0)
+        mean += w_column * s_column
+        mean_one = tl.sum(w_row * s_row, 0) + w_corner * s_corner
+        s_column = w_column * (s_column - mean) * scale
+        s_row = w_row * (s_row - mean_one) * scale
+        s_corner = w_corner * (s_corner - mean_one) * scale
+    tl.store(to + 2 * h * d, by_v.to(v.dtype), mask=inside)
+    by_scores = (weights * (by_weights - mean[:, None]) * scale).to(v.dtype)
+    by_q = tl.dot(by_scores, k)
+    by_k = tl.dot(tl.trans(by_scores), q)
+    if ONE:
+        by_q += s_column[:, None] * k_one[None, :]
+        by_k += s_row[:, None] * q_one[None, :]
+        by_q_one = _down(s_row, k) + s_corner * k_one
+        by_k_one = _down(s_column, q) + s_corner * q_one
+        tl.store(to_one, by_q_one.to(v.dtype), mask=column < d)
+        tl.store(to_one + h * d, by_k_one.to(v.dtype), mask=column < d)
+    tl.store(to, by_q.to(v.dtype), mask=inside)
+    tl.store(to + h * d, by_k.to(v.dtype), mask=inside)
 
 
 def _sizes(n: int, d: int) -> dict[str, int]:
-    tokens, width = (max(16, triton.next_power_of_2(size)) for size in (n, d))
+    # A class token beside 16, 32 or 64 patches: a tile of twice the size would be half empty.
+    one = n - 1 in (16, 32, 64)
+    tokens, width = (max(16, triton.next_power_of_2(size)) for size in (n - one, d))
     # A warp multiplies 16 rows at a time.
-    return {"TOKENS": tokens, "WIDTH": width, "num_warps": tokens // 16}
+    return {"TOKENS": tokens, "WIDTH": width, "ONE": one, "num_warps": tokens // 16}
 
 
 # Opaque to torch.compile: as a ``triton_op``, torch 2.11 compiles them anew, and 65 tokens took eight times as long.
