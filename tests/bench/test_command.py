@@ -14,7 +14,7 @@ from vit_gelu.activations import ACTIVATIONS, build_activation
 from vit_gelu.bench import options as bench_options
 from vit_gelu.bench.comparison import check_compiled
 from vit_gelu.bench.compiling import Compilation, compile_alone, counted
-from vit_gelu.cli.bench import main
+from vit_gelu.cli.bench import _check_graphs, main
 from vit_gelu.cli.errors import UsageError, guarded
 
 FAST = ["--device", "cpu", "--rounds", "3", "--min_time", "0.0001"]
@@ -297,3 +297,21 @@ def test_help_imports_no_torch(argv):
     assert done.stdout.startswith("usage: vit-gelu bench")
     assert "examples:" in done.stdout
     assert len(done.stdout.splitlines()) <= 50
+
+
+def test_cuda_graphs_where_they_cannot_be(capsys, monkeypatch):
+    assert "needs a CUDA GPU, and the device is cpu" in refusal(
+        capsys, "training", *FAST, "--cuda_graphs", "true"
+    )
+    assert "--cuda_graphs" in refusal(capsys, "training", *FAST, "--cuda_graphs", "maybe")
+
+    class Asked:
+        device = torch.device("cuda")
+        dtypes = ("float32", "float16")
+
+    with pytest.raises(UsageError, match="not in float16"):
+        _check_graphs(Asked, "adamw")
+    Asked.dtypes = ("bfloat16",)
+    with pytest.raises(UsageError, match="the step of sgd cannot be recorded; take adamw or muon"):
+        _check_graphs(Asked, "sgd")
+    _check_graphs(Asked, "muon")

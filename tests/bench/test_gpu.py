@@ -31,6 +31,39 @@ def test_the_hosts_time_does_not_count_with_a_head_start():
     assert min(times["a"]) < 0.5 * min(without["a"])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_replayed_step_trains(tmp_path, optimizer):
+    argv = [
+        "training",
+        "--device",
+        "cuda:0",
+        "--activations",
+        "gelu",
+        "relu",
+        "--rounds",
+        "3",
+        "--compile",
+        "false",
+    ]
+    argv += ["--sizes", "Ti/4@32:8", "--dtypes", "bfloat16", "--cuda_graphs", "true", "--model.depth", "2"]
+    assert main([*argv, "--model.optimizer", optimizer, "--out", str(tmp_path / "o")]) == 0
+    record = json.loads((tmp_path / "o" / "bench.json").read_text())
+    assert all(row["cuda_graphs"] for row in record["rows"])
+    assert all(
+        row["train"]["seconds"]["median"] > row["inference"]["seconds"]["median"] for row in record["rows"]
+    )
+
+
+def test_a_small_step_is_bound_by_its_launches(tmp_path):
+    argv = ["training", "--device", "cuda:0", "--activations", "gelu", "--baseline", "gelu", "--rounds", "3"]
+    argv += ["--compile", "false", "--sizes", "Ti/4@32:2", "--dtypes", "bfloat16"]
+    for graphs in ("false", "true"):
+        out = tmp_path / graphs
+        assert main([*argv, "--cuda_graphs", graphs, "--out", str(out)]) == 0
+        notes = json.loads((out / "bench.json").read_text())["notes"]
+        assert any("the GPU waits for the processor (gelu)" in note for note in notes) == (graphs == "false")
+
+
 @pytest.mark.parametrize("kind", ["activations", "training"])
 def test_on_a_gpu(tmp_path, kind):
     argv = [kind, "--device", "cuda:0", "--activations", "gelu", "--rounds", "3", "--compile", "false"]

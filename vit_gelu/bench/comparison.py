@@ -47,7 +47,8 @@ class Comparison:
 
 def title(labels: Mapping[str, Any]) -> str:
     """Size, dtype and mode of a comparison."""
-    return f"{labels['size']}, batch {labels['batch']}, {labels['dtype']}, {labels['mode']}"
+    replayed = ", CUDA graphs" if labels.get("cuda_graphs") else ""
+    return f"{labels['size']}, batch {labels['batch']}, {labels['dtype']}, {labels['mode']}{replayed}"
 
 
 class Referee:

@@ -1,6 +1,8 @@
 """Activations in a whole ViT: the training step and the inference step, on synthetic images on the device."""
 
-from collections.abc import Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ from vit_gelu.models import VisionTransformer, build_vit
 from vit_gelu.models.attention_choice import Shape, choose_attention
 from vit_gelu.training.optim import build_optimizer
 from vit_gelu.training.speed import count_flops, device_peak
+from vit_gelu.training.step_graph import record_on_gpu
 
 PASSES = ("train", "inference")
 # Small enough that a thousand steps on noise leave the weights sane; the rate does not change the work.
@@ -46,6 +49,7 @@ class Workload:
         num_classes: of the head.
         overrides: further options of ``VisionTransformer``.
         optimizer: any that ``build_optimizer`` knows.
+        cuda_graphs: replay each step from a CUDA graph: no time of the processor's is in it.
     """
 
     label: str
@@ -56,6 +60,7 @@ class Workload:
     num_classes: int
     overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adamw"
+    cuda_graphs: bool = False
 
     def labels(self, dtype: str, mode: str) -> dict[str, Any]:
         """What the rows of a comparison have in common."""
@@ -67,6 +72,7 @@ class Workload:
             "patch_size": self.patch_size,
             "overrides": " ".join(f"{k}={v}" for k, v in self.overrides.items()),
             "optimizer": self.optimizer,
+            "cuda_graphs": self.cuda_graphs,
             "dtype": dtype,
             "precision": PRECISIONS[dtype],
             "mode": mode,
@@ -111,6 +117,7 @@ class Subject:
 
     Attributes:
         compilation: of the first training step; ``inference_compilation`` of the first inference step.
+        launch_seconds: that the processor needs for a training step, as it is timed; None on a CPU.
         attention: the kernels of training and inference: asked for, or the fastest by a measurement.
         peak_bytes: most memory that a training step holds on a GPU, weights and optimizer state included, the
             batch not; None on a CPU.
@@ -153,6 +160,11 @@ class Subject:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "float16")
         self.call = compile_alone(self.net) if mode == COMPILED else self.net
+        for group in self.optimizer.param_groups:
+            if work.cuda_graphs and "capturable" in group:
+                group["capturable"] = True
+        self.cuda_graphs = work.cuda_graphs
+        self.calls: dict[str, Callable[[], object]] = {"train": self.train, "inference": self.inference}
         self.compilation: Compilation | None = None
         self.inference_compilation: Compilation | None = None
         self.peak_bytes: int | None = None
@@ -165,10 +177,25 @@ class Subject:
             self.train()
             self._synchronise()
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device) - before
+        if work.cuda_graphs:
+            self.calls["train"] = record_on_gpu(self.train)
+        self.launch_seconds = self._launching()
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _launching(self) -> float | None:
+        if self.device.type != "cuda":
+            return None
+        seconds = []
+        for _ in range(5):
+            self._synchronise()
+            start = time.perf_counter()
+            self.calls["train"]()
+            seconds.append(time.perf_counter() - start)
+        self._synchronise()
+        return statistics.median(seconds)
 
     def loss(self) -> Tensor:
         with autocast(self.device, PRECISIONS[self.dtype]):
@@ -193,6 +220,9 @@ class Subject:
         self.net.eval()
         if self.mode == COMPILED:
             self.inference_compilation = first_call(self.inference, self._synchronise)
+        if self.cuda_graphs:
+            self.inference()
+            self.calls["inference"] = record_on_gpu(self.inference)
 
     def kept(self) -> int:
         """Bytes kept for backward by a training step, weights and batch not counted."""
@@ -254,7 +284,12 @@ def measure(work: Workload, dtype: str, mode: str, options: Options, peak: float
             observed(name, subjects[name].compilation)
         kept = {name: subject.kept() for name, subject in subjects.items()}
         say(f"{title(labels)}: timing")
-        times = {"train": referee.time("train", {n: Competitor(s.train) for n, s in subjects.items()})}
+        times = {
+            "train": referee.time("train", {n: Competitor(s.calls["train"]) for n, s in subjects.items()})
+        }
+        referee.notes += launch_bound(
+            {n: (s.launch_seconds, statistics.median(times["train"][n])) for n, s in subjects.items()}
+        )
         broken = [n for n, s in subjects.items() if not bool(torch.isfinite(s.train()))]
         if broken:
             referee.notes.append(f"the loss is not finite: {', '.join(broken)}")
@@ -263,7 +298,7 @@ def measure(work: Workload, dtype: str, mode: str, options: Options, peak: float
                 say(f"{title(labels)}: compiling inference of {name}")
             subject.to_inference()
             observed(name, subject.inference_compilation)
-        inference = {n: Competitor(s.inference) for n, s in subjects.items()}
+        inference = {n: Competitor(s.calls["inference"]) for n, s in subjects.items()}
         times["inference"] = referee.time("inference", inference)
     except torch.OutOfMemoryError as error:
         reason = " ".join(str(error).split())[:200]
@@ -295,6 +330,24 @@ def measure(work: Workload, dtype: str, mode: str, options: Options, peak: float
         rows.append(row)
     labels["peak_flops_measured"] = peak
     return Comparison(labels, PASSES, rows, times, referee.alone(), referee.notes)
+
+
+def launch_bound(seconds: Mapping[str, tuple[float | None, float]]) -> list[str]:
+    """A note on who took as long to be launched as to run, so that their kernels' time is not in their figures.
+
+    Args:
+        seconds: by name, to launch a step, None on a CPU; and of a step.
+
+    >>> launch_bound({"relu": (0.002, 0.010), "gelu": (0.0098, 0.010), "silu": (None, 0.010)})
+    ['the GPU waits for the processor (gelu): this is the time of launching; take --cuda_graphs true or a larger batch']
+    """
+    waiting = [name for name, (launch, step) in seconds.items() if launch is not None and launch > 0.9 * step]
+    if not waiting:
+        return []
+    return [
+        f"the GPU waits for the processor ({', '.join(waiting)}): this is the time of launching; take --cuda_graphs "
+        "true or a larger batch"
+    ]
 
 
 def comparisons(

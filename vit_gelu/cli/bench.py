@@ -84,6 +84,8 @@ the model:
   --batch_size N               images per step
   --num_classes N              of the head
   --precision P ...            32-true, bf16-mixed, 16-mixed: other words for --dtypes
+  --cuda_graphs true|false     replay each step whole: no time of the processor's is in it, which
+                               launches small models slower than a GPU computes them (default: false)
 """,
     )
     + """
@@ -148,6 +150,8 @@ def run(kind: str, asked: argparse.Namespace) -> int:
     else:
         from vit_gelu.bench.training import comparisons as compare  # type: ignore[assignment]
 
+        if asked.cuda_graphs == "true":
+            _check_graphs(options, asked.optimizer)
         work = _workloads(asked, options.device.type)
     folder = _folder(kind, asked.out)
     claim_folder(folder)
@@ -196,6 +200,7 @@ def _parser(kind: str) -> Arguments:
     parser.add_argument("--image_size", type=at_least(1))
     parser.add_argument("--batch_size", type=at_least(1))
     parser.add_argument("--num_classes", type=at_least(1))
+    parser.add_argument("--cuda_graphs", type=one_of("choice", ("true", "false")), default="false")
     return parser
 
 
@@ -205,6 +210,22 @@ def _hidden_sizes(asked: argparse.Namespace, device_type: str) -> list[Any]:
 
     names = unique("--sizes", asked.sizes or default_sizes(device_type))
     return [hidden_tensor(name, device_type) for name in names]
+
+
+def _check_graphs(options: Any, optimizer: str) -> None:
+    """Refuse CUDA graphs where a step cannot be replayed."""
+    from vit_gelu.training.step_graph import can_be_recorded
+
+    if options.device.type != "cuda":
+        raise UsageError(f"--cuda_graphs true: needs a CUDA GPU, and the device is {options.device}")
+    if "float16" in options.dtypes:
+        raise UsageError(
+            "--cuda_graphs true: not in float16, whose scaler looks at every step; choose other --dtypes"
+        )
+    if not can_be_recorded(optimizer):
+        raise UsageError(
+            f"--cuda_graphs true: the step of {optimizer} cannot be recorded; take adamw or muon"
+        )
 
 
 def _workloads(asked: argparse.Namespace, device_type: str) -> list[Any]:
@@ -237,6 +258,7 @@ def _workloads(asked: argparse.Namespace, device_type: str) -> list[Any]:
             num_classes=asked.num_classes or size.num_classes,
             overrides=overrides,
             optimizer=asked.optimizer,
+            cuda_graphs=asked.cuda_graphs == "true",
         )
         with torch.device("meta"):
             build_vit(model, image_size=image, patch_size=patch, **overrides)

@@ -82,7 +82,8 @@ def _forward(qkv_ptr, out_ptr, n, h, d, scale, TOKENS: tl.constexpr, WIDTH: tl.c
     q = _load(start, row, column, 3 * h * d, inside)
     k = _load(start + h * d, row, column, 3 * h * d, inside)
     v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
-    q_one, k_one, v_one = 0.0, 0.0, 0.0
+    q_one = tl.zeros((WIDTH,), tl.float32)
+    k_one, v_one = q_one, q_one
     if ONE:
         one = start + last * 3 * h * d
         q_one, k_one, v_one = (
@@ -125,7 +126,8 @@ def _backward(
     k = _load(start + h * d, row, column, 3 * h * d, inside)
     v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
     grad = _load(of_grad, row, column, h * d, inside)
-    q_one, k_one, v_one, grad_one = 0.0, 0.0, 0.0, 0.0
+    q_one = tl.zeros((WIDTH,), tl.float32)
+    k_one, v_one, grad_one = q_one, q_one, q_one
     if ONE:
         one = start + last * 3 * h * d
         q_one, k_one, v_one = (

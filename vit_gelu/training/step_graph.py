@@ -24,6 +24,12 @@ WARMUP_STEPS = 3  # launched one by one before a recording: they compile, and ma
 INSIDE = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
+def can_be_recorded(optimizer: str) -> bool:
+    """Whether the step of an optimizer of this name waits for nothing on the device."""
+    constructor: Any = resolve_optimizer(optimizer)
+    return constructor is Muon or "capturable" in inspect.signature(constructor).parameters
+
+
 def reason_against(trainer: Any, module: LightningModule, optimizer: str) -> str:
     """Why a step cannot be recorded as a whole; empty where it can.
 
@@ -35,8 +41,7 @@ def reason_against(trainer: Any, module: LightningModule, optimizer: str) -> str
         return "several processes meet in every step"
     if str(trainer.precision) == "16-mixed":
         return "scaled gradients are looked at in every step"
-    constructor: Any = resolve_optimizer(optimizer)
-    if constructor is not Muon and "capturable" not in inspect.signature(constructor).parameters:
+    if not can_be_recorded(optimizer):
         return f"the step of {optimizer} cannot be recorded"
     for owner, base in (*((callback, Callback) for callback in trainer.callbacks), (module, LightningModule)):
         for hook in INSIDE:
@@ -45,7 +50,7 @@ def reason_against(trainer: Any, module: LightningModule, optimizer: str) -> str
     return ""
 
 
-def record_on_gpu(run: Callable[[], None]) -> Callable[[], None]:
+def record_on_gpu(run: Callable[[], object]) -> Callable[[], None]:
     """Record what ``run`` launches, which computes nothing yet; returns what does."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
