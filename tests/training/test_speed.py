@@ -1,5 +1,6 @@
 """Counted FLOPs against the closed form; timings that leave out what is not a step; the progress of the clock."""
 
+import itertools
 import time
 from types import SimpleNamespace
 
@@ -120,7 +121,7 @@ def test_warm_up_validation_and_saves_are_left_out():
     assert len(steps.meter.step_seconds) == 5
     assert all(0.016 <= s < 0.2 for s in steps.meter.step_seconds)
     assert steps.meter.images_per_second() == pytest.approx(8 * 5 / sum(steps.meter.step_seconds))
-    assert steps.meter.wait_seconds / steps.meter.seen_seconds == pytest.approx(0.25, abs=0.12)
+    assert steps.meter.wait_seconds / sum(steps.meter.step_seconds) == pytest.approx(0.25, abs=0.12)
     assert 100 / 1.0 < steps.meter.eval_images / steps.meter.eval_seconds <= 100 / 0.05
 
 
@@ -174,6 +175,9 @@ class Queue:
         self.launching, self.working = launching, working
         self.now = self.done = 0.0
 
+    def idle(self) -> "Mark":
+        return Mark(self, self.done)
+
     def launch(self) -> "Mark":
         self.now += self.launching
         self.done = max(self.done, self.now - self.launching) + self.working
@@ -203,7 +207,8 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
     """Read every 50 steps, which lets the queue run dry; the slower of both sets the time of a step."""
     queue = Queue(launching, working)
     meter = SpeedMeter()
-    monkeypatch.setattr(meter, "_now", lambda device: queue.launch())
+    steps = itertools.cycle([queue.launch, queue.idle])  # the end of one, the start of the next
+    monkeypatch.setattr(meter, "_now", lambda device: next(steps)())
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
     monkeypatch.setattr(Exclusivity, "check", lambda self: True)
@@ -229,6 +234,7 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
     )
     speed = meter.summary(module, (3, 8, 8), torch.float32)
     assert speed["peak_memory_bytes"] == 1
+    assert speed["data_wait_fraction"] == 0  # no batch kept this GPU waiting, whatever its processor waited for
     assert speed["peak_flops_measured"] == 1e12
     assert least <= speed["launch_bound_fraction"] <= most
     assert speed["train_images_per_second"] == pytest.approx(8 / max(launching, working), rel=0.05)

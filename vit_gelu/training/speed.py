@@ -164,7 +164,8 @@ class Exclusivity:
 
 
 class SpeedMeter(Callback):
-    """Times every training step from the end of one to the end of the next, data included.
+    """Times every training step from the end of one to the end of the next, data included: what passes on the device
+    until the batch is there, made or waited for, is the wait for data.
 
     On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
     ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which
@@ -178,7 +179,6 @@ class SpeedMeter(Callback):
         self.step_seconds: list[float] = []
         self.patch_dropouts: Counter[float] = Counter()  # timed steps by the share of patches left out
         self.wait_seconds = 0.0
-        self.seen_seconds = 0.0
         self.overtaken = 0  # timed steps before whose last launch the GPU was through with the step before
         self.compile_seconds = 0.0
         self.graphs = 0
@@ -192,7 +192,7 @@ class SpeedMeter(Callback):
         self._graphs_before = 0
         self._breaks_before: dict[str, int] = {}
         self._breaks_told: set[str] = set()
-        self._pending: list[tuple[Any, Any]] = []
+        self._pending: list[tuple[Any, Any, Any]] = []
         self._exclusivity: Exclusivity | None = None
 
     def _now(self, device: torch.device) -> Any:
@@ -204,7 +204,6 @@ class SpeedMeter(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._exclusivity = Exclusivity(pl_module.device, self.shared)
-        self._host_end = time.perf_counter()
         self.graphs = self._graphs_before = compiled_graphs()
         self._breaks_before = graph_breaks()
         if pl_module.device.type == "cuda":
@@ -214,6 +213,7 @@ class SpeedMeter(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._host_start = time.perf_counter()
+        self._ready = self._now(pl_module.device) if self._mark is not None else None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -228,12 +228,10 @@ class SpeedMeter(Callback):
             self.compile_seconds += host - self._host_start
             self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
-            self._pending.append((self._mark, now))
+            self._pending.append((self._mark, self._ready, now))
             self.overtaken += pl_module.device.type == "cuda" and self._mark.query()
             self.patch_dropouts[pl_module.patches_left_out] += 1
-            self.wait_seconds += self._host_start - self._host_end
-            self.seen_seconds += host - self._host_end
-        self._mark, self._host_end = now, host
+        self._mark = now
         if pl_module.device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
             self._resolve()
 
@@ -255,12 +253,14 @@ class SpeedMeter(Callback):
                 )
 
     def _resolve(self) -> None:
-        for start, end in self._pending:
+        for start, ready, end in self._pending:
             if isinstance(start, float):
-                self.step_seconds.append(end - start)
+                wait, step = ready - start, end - start
             else:
                 end.synchronize()
-                self.step_seconds.append(start.elapsed_time(end) / 1e3)
+                wait, step = start.elapsed_time(ready) / 1e3, start.elapsed_time(end) / 1e3
+            self.wait_seconds += wait
+            self.step_seconds.append(step)
         self._pending.clear()
 
     def _interrupt(self) -> None:
@@ -324,7 +324,7 @@ class SpeedMeter(Callback):
             "peak_flops_measured": peak,
             "mfu": flops * rate / (peak * world) if rate else None,
             "launch_bound_fraction": self.overtaken / len(steps) if cuda and steps else None,
-            "data_wait_fraction": self.wait_seconds / self.seen_seconds if self.seen_seconds else None,
+            "data_wait_fraction": self.wait_seconds / sum(steps) if steps else None,
             "compile_seconds": self.compile_seconds if pl_module.compile_network else None,
             "compiled_graphs": self.graphs - self._graphs_before if pl_module.compile_network else None,
             "compiled_graph_breaks": sum(self.breaks().values()) if pl_module.compile_network else None,
