@@ -47,6 +47,7 @@ def failure(capsys, argv):
         ({"model__warmup_epochs": 3}, ["--model.warmup_epochs", "30 steps", "20"]),
         ({"trainer__max_epochs": "abc"}, ["--trainer.max_epochs", "abc", "int"]),
         ({"trainer__precision": "bf17"}, ["--trainer.precision", "bf17", "bf16"]),
+        ({"model__cuda_graphs": "maybe"}, ["--model.cuda_graphs", "maybe", "true, false, auto"]),
         ({"trainer__accelerator": "gpuu"}, ["--trainer.accelerator", "gpuu", "cpu"]),
         ({"trainer__accelerator": "tpu"}, ["--trainer.accelerator tpu", "none", "here: auto, cpu"]),
         ({"trainer__max_epochs": -1}, ["--trainer.max_epochs -1", "--trainer.max_steps"]),

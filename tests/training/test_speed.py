@@ -234,7 +234,9 @@ def test_a_gpu_that_waits_for_its_launches(monkeypatch, capsys, launching, worki
     )
     speed = meter.summary(module, (3, 8, 8), torch.float32)
     assert speed["peak_memory_bytes"] == 1
-    assert speed["data_wait_fraction"] == 0  # no batch kept this GPU waiting, whatever its processor waited for
+    assert (
+        speed["data_wait_fraction"] == 0
+    )  # no batch kept this GPU waiting, whatever its processor waited for
     assert speed["peak_flops_measured"] == 1e12
     assert least <= speed["launch_bound_fraction"] <= most
     assert speed["train_images_per_second"] == pytest.approx(8 / max(launching, working), rel=0.05)

@@ -223,6 +223,19 @@ def test_the_network_alone_needs_the_compiler(tmp_path, rehearsal):
         train(tmp_path / "a", model__cuda_graphs="true", model__optimizer="sgd")
 
 
+def test_auto_records_where_it_can_and_is_silent_elsewhere(tmp_path, monkeypatch, capsys):
+    assert train(tmp_path / "cpu", model__cuda_graphs="auto")["env"]["cuda_graphs"] is None
+    monkeypatch.setattr(base, "StepGraph", Rehearsed)
+    monkeypatch.setattr(base, "check_cuda_graphs", lambda trainer: None)
+    assert (
+        train(tmp_path / "sgd", model__cuda_graphs="auto", model__optimizer="sgd")["env"]["cuda_graphs"]
+        is None
+    )
+    assert "CUDA graphs" not in capsys.readouterr().out
+    assert train(tmp_path / "adamw", model__cuda_graphs="auto")["env"]["cuda_graphs"] == "step"
+    assert "CUDA graphs: the whole step" in capsys.readouterr().out
+
+
 def test_the_network_alone_says_why(tmp_path, rehearsal, monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(

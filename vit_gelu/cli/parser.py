@@ -60,6 +60,8 @@ class Parser(LightningArgumentParser):
             literals = re.findall(r"Literal\[([^\]]*)\]", message)
             if literals:
                 choices = list(dict.fromkeys(c.strip(" '\"") for part in literals for c in part.split(",")))
+                if "<class 'bool'>" in message:
+                    choices = ["true", "false", *choices]
                 return f"--{_FLAGS.get(key, key)}: " + unknown("value", value.strip(), choices)
             if value.strip().lstrip("+-.").lower() in ("nan", "inf", "infinity"):
                 return f"--{_FLAGS.get(key, key)} {value.strip()}: must be a finite number"

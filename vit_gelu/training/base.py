@@ -1,7 +1,7 @@
 """What every training of a network has in common: optimizer, schedule, exact evaluation, and the checkpoint's card."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class RunModule(pl.LightningModule):
         ema_decay: float | None,
         attention_choice: list[str] | None,
         compile: bool,
-        cuda_graphs: bool,
+        cuda_graphs: bool | Literal["auto"],
         seed: int,
         warmup_steps: int | None = None,
         layer_decay: float | None = None,
@@ -183,8 +183,15 @@ class RunModule(pl.LightningModule):
         """
         if not self.cuda_graphs:
             return
-        check_cuda_graphs(self.trainer)
+        try:
+            check_cuda_graphs(self.trainer)
+        except ValueError:
+            if self.cuda_graphs == "auto":
+                return
+            raise
         reason = self.against_recording or reason_against(self.trainer, self, self.optimizer)
+        if reason and self.cuda_graphs == "auto":
+            return
         if reason and not self.compile_network:
             raise ValueError(
                 f"--model.cuda_graphs true: needs --model.compile true here, where not the whole step can be "

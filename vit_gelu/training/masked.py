@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class MaskedModule(RunModule):
         mlp_memory: fast, or lean: less memory, as MLPs compute their activation again for the backward pass.
         init: Scheme of the initial weights: timm, jax or mimetic.
         compile: Compile network and decoder with torch.compile.
-        cuda_graphs: Replay the compiled network from CUDA graphs; for small models on a GPU.
+        cuda_graphs: Replay the compiled network from CUDA graphs; for small models on a GPU. auto: do not.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
         lr: Learning rate at the end of the warm-up.
@@ -104,7 +104,7 @@ class MaskedModule(RunModule):
         mlp_memory: str = "fast",
         init: str = "timm",
         compile: bool = False,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = False,
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
         lr: float = 1e-3,

@@ -1,6 +1,6 @@
 """The LightningModule: a network, its loss, its optimizer. Its signature is the command line of ``--model.*``."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class ClassificationModule(RunModule):
         whiten_patches: Start the patch projection from the training images' second moments, which it whitens.
         compile: Compile the network with torch.compile.
         cuda_graphs: Replay the training step from a CUDA graph, whole where it can be recorded, else the compiled
-            network; for small models on a GPU.
+            network; for small models on a GPU. auto: where there is one GPU and the whole can be recorded.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
         lr: Learning rate at the end of the warm-up.
@@ -120,7 +120,7 @@ class ClassificationModule(RunModule):
         init: str = "timm",
         whiten_patches: bool = False,
         compile: bool = False,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = False,
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
         lr: float = 1e-3,
