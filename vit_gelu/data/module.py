@@ -359,6 +359,12 @@ class ImageData(L.LightningDataModule):
         )
         return torch.cat([batch.images for batch in loader])
 
+    @property
+    def makes_batches_on_device(self) -> bool:
+        """Whether batches need no hook to get to their device: a subclass may have hooks of its own."""
+        hooks = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
+        return all(getattr(type(self), hook) is getattr(ImageData, hook) for hook in hooks)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Nothing to do for batches of ours: they are made on the device."""
         if isinstance(batch, Batch) and batch.images.device == device:

@@ -15,6 +15,7 @@ from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
 from vit_gelu.training.compilation import check_cuda_graphs
+from vit_gelu.training.hooks import spare_the_question
 from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.optim import (
@@ -48,6 +49,7 @@ class RunModule(pl.LightningModule):
         ValueError: an option that is wrong whatever the data are.
     """
 
+    leaves_no_gradients = True  # after a step: see ``optimizer_step``
     objective = "classification"
     splits: tuple[str, ...] = ("val", "test")
     against_recording = ""  # why steps of this kind cannot be recorded as a whole
@@ -228,6 +230,8 @@ class RunModule(pl.LightningModule):
         if not scaled and hasattr(optimizer, "_step_supports_amp_scaling"):
             # Lightning refuses to clip for what could unscale, in bfloat16 too, where nothing is scaled.
             optimizer._step_supports_amp_scaling = False
+        if self.trainer.strategy.root_device.type == "cpu":
+            spare_the_question(optimizer)
         total = int(self.trainer.estimated_stepping_batches)
         data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = data.train_n // data.global_batch_size
@@ -261,6 +265,12 @@ class RunModule(pl.LightningModule):
     def on_train_end(self) -> None:
         self.step_graph = StepGraph()  # evaluation can use the memory
         self._batch = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: the step before left no gradients."""

@@ -111,7 +111,7 @@ def train(
         keep_freed_memory()
     if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
         trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
-    spare_the_step(trainer, module)
+    spare_the_step(trainer, module, data)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "finished",

@@ -203,7 +203,8 @@ class SpeedMeter(Callback):
         return time.perf_counter()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._exclusivity = Exclusivity(pl_module.device, self.shared)
+        self._device = pl_module.device
+        self._exclusivity = Exclusivity(self._device, self.shared)
         self.graphs = self._graphs_before = compiled_graphs()
         self._breaks_before = graph_breaks()
         if pl_module.device.type == "cuda":
@@ -213,12 +214,12 @@ class SpeedMeter(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._host_start = time.perf_counter()
-        self._ready = self._now(pl_module.device) if self._mark is not None else None
+        self._ready = self._now(self._device) if self._mark is not None else None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now, host = self._now(pl_module.device), time.perf_counter()
+        now, host = self._now(self._device), time.perf_counter()
         self.steps += 1
         self.global_batch = len(batch.targets) * trainer.world_size
         self.images_seen += self.global_batch
@@ -229,10 +230,10 @@ class SpeedMeter(Callback):
             self._warn_of_breaks(trainer)
         elif self.steps > WARMUP_STEPS and self._mark is not None:
             self._pending.append((self._mark, self._ready, now))
-            self.overtaken += pl_module.device.type == "cuda" and self._mark.query()
+            self.overtaken += self._device.type == "cuda" and self._mark.query()
             self.patch_dropouts[pl_module.patches_left_out] += 1
         self._mark = now
-        if pl_module.device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
+        if self._device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
             self._resolve()
 
     def breaks(self) -> dict[str, int]:
