@@ -161,7 +161,16 @@ def carry_out(
     if cli.trainer.is_global_zero:
         show(record)
         print(f"run folder: {cli.folder}")
+    leave_group()
     return 0
+
+
+def leave_group() -> None:
+    """Say goodbye to the other processes: left to the end of Python, torch 2.11 aborts now and then."""
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def quieten() -> None:
