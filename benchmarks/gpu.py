@@ -126,8 +126,8 @@ def plan(asked: argparse.Namespace, device: str) -> dict[str, Part]:
     ]
     for name, (size, what) in TRAINING.items():
         given = ["--sizes", size + ":4", *small, *tiny] if quick else ["--sizes", size, *BF16, *what]
-        if name == "bench_Ti" and device == "cuda":
-            given += ["--cuda_graphs", "true"]  # launching its kernels takes longer than computing them
+        if device == "cuda":
+            given += ["--cuda_graphs", "true"]  # a small model's launches take longer than its kernels
         made.append(bench(name, "training", 60 if name == "bench_Ti" else 45, *given))
     peers = ["--peers", *installed_peers()] if installed_peers() else []
     if quick:

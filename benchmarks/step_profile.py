@@ -7,7 +7,7 @@ one, those that the device computes, and what it computes in them. A device that
 for the processor: take a larger batch, compile, or replay the step (graphs).
 
   --size SIZE          Ti/4@32 (default), S/16@224, B/16@224; with a batch: Ti/4@32:256
-  --mode M ...         eager compiled graphs (default: compiled); graphs: compiled, and replayed from CUDA graphs
+  --mode M ...         eager compiled graphs (default: compiled); graphs: compiled, and replayed from a CUDA graph
   --activation NAME    (default: gelu)                --attention KERNEL   (default: auto, the fastest)
   --optimizer NAME     (default: adamw)
   --model.X V          embed_dim, depth, num_heads, pooling, class_token, patch_dropout
@@ -18,7 +18,6 @@ for the processor: take a larger batch, compile, or replay the step (graphs).
 
 import argparse
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -26,22 +25,19 @@ from typing import Any
 
 import checkout  # noqa: F401
 import torch
-import torch.nn.functional as F
 from report import Options, choose_device, describe, heading, run_script, save, table
 from torch.autograd import DeviceType
 
-from vit_gelu.activations.compiled import cpu_options
+from vit_gelu.bench.compiling import COMPILED, EAGER
 from vit_gelu.bench.sizes import SIZES, ModelSize, model_size
-from vit_gelu.bench.training import kernel_for
+from vit_gelu.bench.subject import Subject, Workload, synthetic_batch
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.models import build_vit
 from vit_gelu.models.options import ATTENTIONS
-from vit_gelu.training.optim import build_optimizer
 from vit_gelu.training.speed import Exclusivity
+from vit_gelu.training.step_graph import can_be_recorded
 
 MODES = ("eager", "compiled", "graphs")
-WARMUP = 6  # a graph is recorded in the third step
 # What a kernel's name gives away; the first that is found holds.
 KINDS = (
     ("attention", r"flash|fmha|attention|sdpa|_forward$|_backward$"),
@@ -98,61 +94,29 @@ def kind(name: str) -> str:
     return next((k for k, pattern in KINDS if re.search(pattern, name)), "other")
 
 
-def training_step(
-    asked: argparse.Namespace, mode: str, device: torch.device
-) -> tuple[Callable[[], Any], str]:
-    """The step in bf16, and the attention kernel in it; all that is compiled has been compiled."""
+def subject(asked: argparse.Namespace, mode: str, device: torch.device) -> Subject:
+    """The network, its optimizer and its batch, in bf16; all that is compiled has been compiled."""
     size = asked.size
-    batch = size.batch(device.type)
-    given = {
+    overrides = {
         k.removeprefix("model."): v
         for k, v in vars(asked).items()
         if k.startswith("model.") and v is not None
     }
-    net = build_vit(
-        size.model,
+    if asked.attention != "auto":
+        overrides["attention"] = asked.attention
+    work = Workload(
+        label=size.label,
+        model=size.model,
+        batch=size.batch(device.type),
         image_size=size.image_size,
         patch_size=size.patch_size,
         num_classes=size.num_classes,
-        activation=asked.activation,
-        seed=0,
-        **given,
-    ).to(device)
-    kernel = asked.attention
-    if kernel == "auto":
-        kernel = kernel_for(
-            net,
-            batch=batch,
-            dtype=torch.bfloat16,
-            autocast=True,
-            compiled=mode != "eager",
-            training=True,
-            device=device,
-        )
-    net.use_attention(kernel, kernel)
-    if mode != "eager":
-        net.compile(
-            dynamic=False,
-            mode="reduce-overhead" if mode == "graphs" else None,
-            options=cpu_options() if device.type == "cpu" else None,
-        )
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, size.image_size, size.image_size, generator=generator).to(device)
-    labels = torch.randint(size.num_classes, (batch,), generator=generator).to(device)
-    optimizer = build_optimizer(net, asked.optimizer, lr=1e-6, weight_decay=0.05)
-
-    def step() -> None:
-        if mode == "graphs":
-            torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = net(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    for _ in range(WARMUP):
-        step()
-    return step, kernel
+        overrides=overrides,
+        optimizer=asked.optimizer,
+        cuda_graphs=mode == "graphs",
+    )
+    compiled = EAGER if mode == "eager" else COMPILED
+    return Subject(asked.activation, work, "bfloat16", compiled, synthetic_batch(work, device))
 
 
 def synchronise(device: torch.device) -> None:
@@ -161,16 +125,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def profile(step: Callable[[], Any], device: torch.device, steps: int) -> dict[str, Any]:
-    """Milliseconds per step: passing, launching, and by kernel.
-
-    ``launch_ms`` is the time until the call returns with nothing before it on the device; on a CPU it says nothing.
-    """
-    launches = []
-    for _ in range(steps):
-        synchronise(device)
-        began = time.perf_counter()
-        step()
-        launches.append(time.perf_counter() - began)
+    """Milliseconds per step, as they pass and by kernel."""
+    step()
     synchronise(device)
     began = time.perf_counter()
     for _ in range(steps):
@@ -200,7 +156,6 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int) -> dict[s
         kinds[kind(k["name"])] = kinds.get(kind(k["name"]), 0.0) + k["ms"]
     return {
         "step_ms": 1e3 * passed,
-        "launch_ms": 1e3 * statistics.median(launches) if on_gpu else None,
         "device_ms": sum(k["ms"] for k in kernels),
         "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1])),
         "kernels": kernels,
@@ -211,19 +166,24 @@ def run(asked: argparse.Namespace) -> int:
     device = choose_device(asked.device)
     if "graphs" in asked.mode and device.type != "cuda":
         raise UsageError("--mode graphs: needs a CUDA GPU; use eager or compiled")
+    if "graphs" in asked.mode and not can_be_recorded(asked.optimizer):
+        raise UsageError(
+            f"--mode graphs: the step of {asked.optimizer} cannot be recorded; take adamw or muon"
+        )
     alone = Exclusivity(device)
     rows = []
     for mode in asked.mode:
         torch.compiler.reset()
         try:
-            step, kernel = training_step(asked, mode, device)
+            made = subject(asked, mode, device)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        found = profile(step, device, asked.steps)
-        batch = asked.size.batch(device.type)
+        found = profile(made.calls["train"], device, asked.steps)
+        launch, batch = made.launch_seconds, len(made.images)
         rows.append(
-            {"size": asked.size.label, "batch": batch, "mode": mode, "attention": kernel}
+            {"size": asked.size.label, "batch": batch, "mode": mode, "attention": made.attention["train"]}
             | {"images_per_second": 1e3 * batch / found["step_ms"]}
+            | {"launch_ms": None if launch is None else 1e3 * launch}
             | found
         )
     description = describe("step_profile", asked, device)

@@ -39,7 +39,7 @@ from report import Options, choose_device, describe, heading, run_script, save, 
 from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
 
 from vit_gelu.activations.compiled import cpu_options
-from vit_gelu.bench.training import kernel_for
+from vit_gelu.bench.subject import fastest_attention
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
 from vit_gelu.training.speed import Exclusivity, compiled_graphs, device_peak, flops_of
@@ -131,15 +131,10 @@ def steps_of(
         step = functools.partial(train if phase == "train" else infer, net, precision)
         kernel = None
         if isinstance(module, VisionTransformer):
-            kernel = kernel_for(
-                module,
-                batch=asked.batch,
-                dtype=PRECISIONS[precision],
-                autocast=precision == "bf16",
-                compiled=mode == "compiled",
-                training=phase == "train",
-                device=images.device,
-            )
+            name = {"float32": "32-true", "bf16": "bf16-mixed"}[precision]
+            compiling = mode == "compiled"
+            found = fastest_attention(module, asked.batch, name, compiled=compiling, device=images.device)
+            kernel = found[phase]
             kernels[f"{phase}/{precision}/{mode}"] = kernel
         if mode == "compiled":
             step = _checked(step)

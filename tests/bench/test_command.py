@@ -14,7 +14,8 @@ from vit_gelu.activations import ACTIVATIONS, build_activation
 from vit_gelu.bench import options as bench_options
 from vit_gelu.bench.comparison import check_compiled
 from vit_gelu.bench.compiling import Compilation, compile_alone, counted
-from vit_gelu.cli.bench import _check_graphs, main
+from vit_gelu.bench.subject import check_graphs
+from vit_gelu.cli.bench import main
 from vit_gelu.cli.errors import UsageError, guarded
 
 FAST = ["--device", "cpu", "--rounds", "3", "--min_time", "0.0001"]
@@ -305,13 +306,9 @@ def test_cuda_graphs_where_they_cannot_be(capsys, monkeypatch):
     )
     assert "--cuda_graphs" in refusal(capsys, "training", *FAST, "--cuda_graphs", "maybe")
 
-    class Asked:
-        device = torch.device("cuda")
-        dtypes = ("float32", "float16")
-
+    gpu = torch.device("cuda")
     with pytest.raises(UsageError, match="not in float16"):
-        _check_graphs(Asked, "adamw")
-    Asked.dtypes = ("bfloat16",)
+        check_graphs(gpu, ["float32", "float16"], "adamw")
     with pytest.raises(UsageError, match="the step of sgd cannot be recorded; take adamw or muon"):
-        _check_graphs(Asked, "sgd")
-    _check_graphs(Asked, "muon")
+        check_graphs(gpu, ["bfloat16"], "sgd")
+    check_graphs(gpu, ["bfloat16"], "muon")

@@ -148,10 +148,11 @@ def run(kind: str, asked: argparse.Namespace) -> int:
 
         work = _hidden_sizes(asked, options.device.type)
     else:
+        from vit_gelu.bench.subject import check_graphs
         from vit_gelu.bench.training import comparisons as compare  # type: ignore[assignment]
 
         if asked.cuda_graphs == "true":
-            _check_graphs(options, asked.optimizer)
+            check_graphs(options.device, options.dtypes, asked.optimizer)
         work = _workloads(asked, options.device.type)
     folder = _folder(kind, asked.out)
     claim_folder(folder)
@@ -212,29 +213,13 @@ def _hidden_sizes(asked: argparse.Namespace, device_type: str) -> list[Any]:
     return [hidden_tensor(name, device_type) for name in names]
 
 
-def _check_graphs(options: Any, optimizer: str) -> None:
-    """Refuse CUDA graphs where a step cannot be replayed."""
-    from vit_gelu.training.step_graph import can_be_recorded
-
-    if options.device.type != "cuda":
-        raise UsageError(f"--cuda_graphs true: needs a CUDA GPU, and the device is {options.device}")
-    if "float16" in options.dtypes:
-        raise UsageError(
-            "--cuda_graphs true: not in float16, whose scaler looks at every step; choose other --dtypes"
-        )
-    if not can_be_recorded(optimizer):
-        raise UsageError(
-            f"--cuda_graphs true: the step of {optimizer} cannot be recorded; take adamw or muon"
-        )
-
-
 def _workloads(asked: argparse.Namespace, device_type: str) -> list[Any]:
     """The sizes with what was asked for in their place; each model is built once, so that mistakes show now."""
     import torch
 
     from vit_gelu.bench.options import unique
     from vit_gelu.bench.sizes import default_sizes, model_size
-    from vit_gelu.bench.training import Workload
+    from vit_gelu.bench.subject import Workload
     from vit_gelu.models import build_vit
     from vit_gelu.training.optim import resolve_optimizer
 
