@@ -1,4 +1,4 @@
-"""What competes where whole trainings are timed: a ViT with one activation, its optimizer, a batch that never changes."""
+"""What competes in timing whole trainings: a ViT with one activation, its optimizer, a batch that never changes."""
 
 import statistics
 import time

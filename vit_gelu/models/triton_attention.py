@@ -25,6 +25,24 @@ def _load(start, row, column, stride, inside):
 
 
 @triton.jit
+def _heads(start, row, column, inside, n, h, d, WIDTH: tl.constexpr, ONE: tl.constexpr):
+    """Queries, keys and values of the tile; and with one more token, the last, its rows in float32."""
+    q = _load(start, row, column, 3 * h * d, inside)
+    k = _load(start + h * d, row, column, 3 * h * d, inside)
+    v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
+    q_one = tl.zeros((WIDTH,), tl.float32)
+    k_one, v_one = q_one, q_one
+    if ONE:
+        one = start + (n - 1) * 3 * h * d
+        q_one, k_one, v_one = (
+            _row(one, column, d),
+            _row(one + h * d, column, d),
+            _row(one + 2 * h * d, column, d),
+        )
+    return q, k, v, q_one, k_one, v_one
+
+
+@triton.jit
 def _row(start, column, d):
     return tl.load(start + column, mask=column < d, other=0.0).to(tl.float32)
 
@@ -79,18 +97,7 @@ def _forward(qkv_ptr, out_ptr, n, h, d, scale, TOKENS: tl.constexpr, WIDTH: tl.c
     inside = (row < tokens)[:, None] & (column < d)[None, :]
     start = qkv_ptr + image.to(tl.int64) * n * 3 * h * d + head * d
     to = out_ptr + image.to(tl.int64) * n * h * d + head * d
-    q = _load(start, row, column, 3 * h * d, inside)
-    k = _load(start + h * d, row, column, 3 * h * d, inside)
-    v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
-    q_one = tl.zeros((WIDTH,), tl.float32)
-    k_one, v_one = q_one, q_one
-    if ONE:
-        one = start + last * 3 * h * d
-        q_one, k_one, v_one = (
-            _row(one, column, d),
-            _row(one + h * d, column, d),
-            _row(one + 2 * h * d, column, d),
-        )
+    q, k, v, q_one, k_one, v_one = _heads(start, row, column, inside, n, h, d, WIDTH, ONE)
     weights, by_column, by_row, corner = _weights(q, k, q_one, k_one, scale, tokens, TOKENS, ONE)
     out = tl.dot(weights.to(v.dtype), v)
     if ONE:
@@ -122,19 +129,10 @@ def _backward(
     packed = image.to(tl.int64) * n * 3 * h * d + head * d
     start = qkv_ptr + packed
     of_grad = grad_ptr + image.to(tl.int64) * n * h * d + head * d
-    q = _load(start, row, column, 3 * h * d, inside)
-    k = _load(start + h * d, row, column, 3 * h * d, inside)
-    v = _load(start + 2 * h * d, row, column, 3 * h * d, inside)
+    q, k, v, q_one, k_one, v_one = _heads(start, row, column, inside, n, h, d, WIDTH, ONE)
     grad = _load(of_grad, row, column, h * d, inside)
-    q_one = tl.zeros((WIDTH,), tl.float32)
-    k_one, v_one, grad_one = q_one, q_one, q_one
+    grad_one = tl.zeros((WIDTH,), tl.float32)
     if ONE:
-        one = start + last * 3 * h * d
-        q_one, k_one, v_one = (
-            _row(one, column, d),
-            _row(one + h * d, column, d),
-            _row(one + 2 * h * d, column, d),
-        )
         grad_one = _row(of_grad + last * h * d, column, d)
     weights, w_column, w_row, w_corner = _weights(q, k, q_one, k_one, scale, tokens, TOKENS, ONE)
     to = by_qkv_ptr + packed + row[:, None] * (3 * h * d) + column[None, :]
