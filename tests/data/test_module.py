@@ -354,6 +354,7 @@ def test_two_processes_share_what_one_sees(tmp_path):
         ({"max_epochs": -1, "max_steps": 8, "accumulate_grad_batches": 2}, (4, 0)),
         ({"max_epochs": 4, "max_steps": -1, "limit_train_batches": 2}, (3, 0)),
         ({"max_epochs": 4, "max_steps": -1, "limit_train_batches": 0.7}, (3, 0)),
+        ({"max_epochs": 4, "max_steps": -1, "limit_train_batches": 0}, (0, 0)),
     ],
 )
 def test_the_share_of_mixing_as_epoch_and_batch(ends, until):

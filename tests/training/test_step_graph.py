@@ -144,12 +144,16 @@ def decay_less(trainer):
     trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.0
 
 
+def forget_faster(trainer):
+    trainer.optimizers[0].param_groups[0]["betas"] = (0.5, 0.9)
+
+
 def freeze_the_head(trainer):
     for parameter in trainer.lightning_module.network.head.parameters():
         parameter.requires_grad_(False)
 
 
-@pytest.mark.parametrize("change", [decay_less, freeze_the_head])
+@pytest.mark.parametrize("change", [decay_less, forget_faster, freeze_the_head])
 def test_what_others_change_is_recorded_anew(tmp_path, rehearsal, monkeypatch, change):
     from vit_gelu.cli import options as command
 

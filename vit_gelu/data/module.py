@@ -130,6 +130,13 @@ class ImageData(L.LightningDataModule):
         return len(self.source.test)
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Global training batches of an epoch, as far as the Trainer is to use them."""
+        whole = self.train_n // self.global_batch_size
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+    @property
     def policy(self) -> Policy:
         """The augmentation, fitted to the images' size."""
         return self._fit_to_images()[0]
@@ -303,13 +310,7 @@ class ImageData(L.LightningDataModule):
         """
         if self.mixing_until == 1 or self.trainer is None:
             return None
-        epochs, steps, limit = (
-            self.trainer.max_epochs,
-            self.trainer.max_steps,
-            self.trainer.limit_train_batches,
-        )
-        whole = self.train_n // self.global_batch_size
-        per_epoch = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        epochs, steps, per_epoch = self.trainer.max_epochs, self.trainer.max_steps, self.batches_per_epoch
         ends = [epochs * per_epoch] if epochs is not None and epochs >= 0 else []
         ends += [steps * self.trainer.accumulate_grad_batches] if steps >= 0 else []
         if not ends:
@@ -317,7 +318,7 @@ class ImageData(L.LightningDataModule):
                 f"--data.mixing_until {self.mixing_until}: a share of the training needs its end: give "
                 "--trainer.max_epochs or --trainer.max_steps"
             )
-        return divmod(round(self.mixing_until * min(ends)), per_epoch)
+        return divmod(round(self.mixing_until * min(ends)), max(1, per_epoch))
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val")
@@ -358,12 +359,6 @@ class ImageData(L.LightningDataModule):
             num_workers=self.num_workers,
         )
         return torch.cat([batch.images for batch in loader])
-
-    @property
-    def makes_batches_on_device(self) -> bool:
-        """Whether batches need no hook to get to their device: a subclass may have hooks of its own."""
-        hooks = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
-        return all(getattr(type(self), hook) is getattr(ImageData, hook) for hook in hooks)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Nothing to do for batches of ours: they are made on the device."""

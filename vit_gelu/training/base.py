@@ -49,10 +49,9 @@ class RunModule(pl.LightningModule):
         ValueError: an option that is wrong whatever the data are.
     """
 
-    leaves_no_gradients = True  # after a step: see ``optimizer_step``
     objective = "classification"
     splits: tuple[str, ...] = ("val", "test")
-    against_recording = ""  # why steps of this kind cannot be recorded as a whole
+    against_recording = "what differs from step to step is not known"  # empty: ``held_fast`` says it
     continued: tuple[str, ...] = (
         "network",
         "data",
@@ -173,7 +172,7 @@ class RunModule(pl.LightningModule):
 
     def held_fast(self) -> Any:
         """What a recorded step holds fast and a later one may have otherwise; None: not to be recorded now."""
-        return None
+        raise NotImplementedError
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -205,7 +204,8 @@ class RunModule(pl.LightningModule):
             print(f"CUDA graphs: {what}", flush=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._batch = batch
+        if self.graphs == "step":
+            self._batch = batch
         # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
         seed_noise(self.seed, self.batches_seen, self.global_rank)
         self.batches_seen += 1
@@ -233,9 +233,7 @@ class RunModule(pl.LightningModule):
         if self.trainer.strategy.root_device.type == "cpu":
             spare_the_question(optimizer)
         total = int(self.trainer.estimated_stepping_batches)
-        data, limit = self.trainer.datamodule, self.trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = data.train_n // data.global_batch_size
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        batches = self.trainer.datamodule.batches_per_epoch  # type: ignore[attr-defined]
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         warmup = warmup_length(
             self.warmup_epochs, self.warmup_steps, steps_per_epoch=per_epoch, total_steps=total
@@ -274,6 +272,11 @@ class RunModule(pl.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: the step before left no gradients."""
+
+    @property
+    def leaves_no_gradients(self) -> bool:
+        """Whether there is nothing to do before the backward pass; a subclass may zero them in its own way."""
+        return type(self).optimizer_zero_grad is RunModule.optimizer_zero_grad
 
     # -- evaluation ---------------------------------------------------------------------------------------
 

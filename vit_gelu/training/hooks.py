@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from vit_gelu.data import ImageData
 from vit_gelu.data.batch import Batch
 from vit_gelu.training.checkpoints import Checkpoints
 
@@ -24,7 +25,7 @@ OF_A_STEP = (
 BATCH_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
 
 
-def spare_the_step(trainer: Any, module: LightningModule, data: Any) -> None:
+def spare_the_step(trainer: Any, module: Any, data: Any) -> None:
     """Leave out what Lightning does in every step for nobody: half a millisecond.
 
     Hooks that neither a callback nor the module has are None. Not repeated are: reading the arguments of
@@ -36,7 +37,7 @@ def spare_the_step(trainer: Any, module: LightningModule, data: Any) -> None:
 
     Args:
         trainer: with all its callbacks.
-        module: which it will train.
+        module: which it will train, a ``RunModule``.
         data: on which.
     """
     nobody = set(OF_A_STEP)
@@ -51,14 +52,12 @@ def spare_the_step(trainer: Any, module: LightningModule, data: Any) -> None:
         loop._broadcast_sigterm_tensor = lambda: None
     if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
         loop._build_kwargs = lambda kwargs, batch, batch_idx: OrderedDict(batch=batch, batch_idx=batch_idx)
-    leaves_none = getattr(type(module), "leaves_no_gradients", False)
-    if leaves_none and "on_before_zero_grad" in nobody:
+    if module.leaves_no_gradients and "on_before_zero_grad" in nobody:
         loop.automatic_optimization._make_zero_grad_fn = lambda batch_idx, optimizer: None
     _spare_schedules(trainer, loop)
     _spare_metrics(trainer)
-    if not any(is_overridden(h, module) for h in BATCH_HOOKS) and getattr(
-        data, "makes_batches_on_device", False
-    ):
+    moved = any(is_overridden(h, module) or is_overridden(h, data, parent=ImageData) for h in BATCH_HOOKS)
+    if isinstance(data, ImageData) and not moved:
         _spare_transfer(module)
 
 

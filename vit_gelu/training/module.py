@@ -87,6 +87,8 @@ class ClassificationModule(RunModule):
         seed: Fixes initial weights and noise; the command line's --seed.
     """
 
+    against_recording = ""
+
     def __init__(
         self,
         name: str | None = None,

@@ -164,8 +164,9 @@ class Exclusivity:
 
 
 class SpeedMeter(Callback):
-    """Times every training step from the end of one to the end of the next, data included: what passes on the device
-    until the batch is there, made or waited for, is the wait for data.
+    """Times every training step from the end of one to the end of the next, data included.
+
+    What passes on the device until the batch is there, made or waited for, is the wait for data.
 
     On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
     ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which

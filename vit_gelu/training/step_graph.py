@@ -60,11 +60,7 @@ def record_on_gpu(run: Callable[[], object]) -> Callable[[], None]:
 
 def _fixed(group: dict[str, Any]) -> tuple[Any, ...]:
     """What a recording holds fast of a group of the optimizer: what is trained, and every option but the rate."""
-    options = (
-        (k, v)
-        for k, v in group.items()
-        if isinstance(v, bool | int | float) and k not in ("lr", "initial_lr")
-    )
+    options = ((k, v) for k, v in group.items() if k not in ("params", "lr", "initial_lr"))
     return (*options, *(p.requires_grad for p in group["params"]))
 
 
