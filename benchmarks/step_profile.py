@@ -136,7 +136,7 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int) -> dict[s
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(steps):
             step()
         synchronise(device)
