@@ -87,6 +87,7 @@ REFUSED = {
         "takes no options",
     ),
     "own": ({"activation": "tests.models.test_swap.Sine"}, "no activation Sine()"),
+    "conv stem": ({"stem": "conv"}, "no ViT whose stem is conv"),
     "representation_size": ({"representation_size": 8}, "representation_size"),
     "norm_eps": ({"norm_eps": 1e-3}, "norm_eps 0.001"),
     "gated and eps": (

@@ -36,6 +36,7 @@ def test_activations_share_all_other_weights(activation):
         {"register_tokens": 2},
         {"layer_scale": 0.1},
         {"stem": "resnet_stem"},
+        {"stem": "conv"},
         {"representation_size": 11},
         {"pooling": "mean"},
     ],
@@ -57,7 +58,7 @@ def test_matrices_differ_from_each_other_and_between_seeds():
     assert not torch.allclose(a["blocks.0.mlp.fc1.weight"], a["blocks.1.mlp.fc1.weight"])
 
 
-@pytest.mark.parametrize("stem", ["patch", "resnet_stem"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "resnet_stem"])
 def test_global_generator(stem):
     torch.manual_seed(5)
     a = VisionTransformer(**{**SMALL, "stem": stem})

@@ -323,3 +323,16 @@ def test_patches_of_a_feature_map_are_not_resized():
     expected = build_pretrained(pretrained)[0].eval()(grey.expand(-1, 3, -1, -1))
     # Weight standardisation sees the summed kernel, so equal channels give the same only for one that is standard.
     assert model.eval()(grey).shape == expected.shape
+
+
+def test_convolutions_are_not_resized_and_take_other_channels():
+    pretrained = checkpoint(stem="conv")
+    with pytest.raises(ValueError, match=r"has convolutions \(conv\), whose kernels are not resized"):
+        build_pretrained(pretrained, patch_size=8)
+    model, (change,) = build_pretrained(pretrained, in_channels=1)
+    assert change.part == "input"
+    grey = images((16, 16), channels=1)
+    expected = build_pretrained(pretrained)[0].eval()(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(model.eval()(grey), expected, rtol=1e-4, atol=1e-5)
+    larger, _ = build_pretrained(pretrained, image_size=32)
+    assert larger.num_tokens == 65

@@ -118,6 +118,8 @@ def _of_ours(net: VisionTransformer) -> TimmForm:
     eps, stem = option("norm_eps"), option("stem")
     if option("representation_size") is not None:
         raise refusal("timm's ViT has no layer between pooling and head, and representation_size makes one")
+    if stem not in ("patch", *HYBRIDS):
+        raise refusal(f"timm has no ViT whose stem is {stem}")
     patch_size = list(option("patch_size"))
     first_conv = "patch_embed.proj"
     if eps not in EPS_ARCHITECTURES:

@@ -21,7 +21,7 @@ ATTENTIONS = (
     "math",
 )
 MLP_MEMORIES = ("fast", "lean")
-STEMS = ("patch", "resnet_stem", "resnet26", "resnet50")
+STEMS = ("patch", "conv", "resnet_stem", "resnet26", "resnet50")
 INITS = ("timm", "jax", "mimetic")
 
 

@@ -71,7 +71,8 @@ class VisionTransformer(nn.Module):
         norm_eps: epsilon of all norms.
         representation_size: units of a tanh layer before the head (ViT paper, §3.1); null: none.
         zero_init_head: start the head at zero.
-        stem: patch, or a ResNet before the patches: resnet_stem, resnet26, resnet50 (the paper's hybrid).
+        stem: patch, conv (overlapping convolutions; arXiv:2106.14881), or a ResNet before the patches:
+            resnet_stem, resnet26, resnet50 (the paper's hybrid). The activation of conv and ResNets is ReLU.
         attention: auto, explicit (softmax written out), sdpa (fused) or another name in
             ``attention_kernels.KERNELS``; see ``set_attention``.
         mlp_memory: fast, or lean: the MLPs keep one hidden tensor for the backward pass, not two or more, and
@@ -177,7 +178,7 @@ class VisionTransformer(nn.Module):
             gated = getattr(build_activation(activation, **(activation_kwargs or {})), "gated", False)
             hidden = hidden_size(embed_dim, mlp_ratio, gated=gated) if mlp_hidden is None else mlp_hidden
             self.patch_embed = build_stem(
-                stem, height_width, patch, in_channels, embed_dim, bias=not pre_norm
+                stem, height_width, patch, in_channels, embed_dim, bias=not pre_norm, norm_eps=norm_eps
             )
             self.num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None

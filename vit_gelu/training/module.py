@@ -60,7 +60,8 @@ class ClassificationModule(RunModule):
         register_tokens: Number of register tokens (default 0).
         representation_size: Width of the paper's tanh pre-training head; a single linear head if not given.
         zero_init_head: Start the head at zero (default false; true for the new head of a checkpoint).
-        stem: patch (linear patches; default), or resnet50 for the paper's hybrid.
+        stem: patch (linear patches; default), conv (overlapping convolutions), or resnet_stem, resnet26 or resnet50
+            (the hybrid of the paper).
         attention: auto (the fastest by a measurement), explicit, matmul or strided (softmax written out),
             avx512 (bfloat16 on some CPUs), triton (up to 128 tokens in half precision on a GPU), sdpa (torch's
             choice), flash, efficient, cudnn or math.

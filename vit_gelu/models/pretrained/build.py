@@ -209,13 +209,14 @@ def _adapt_stem(
     changes: list[Change],
 ) -> None:
     own = pretrained.options
-    hybrid = own.get("stem", "patch") != "patch"
+    stem = own.get("stem", "patch")
     old_patch = pair("patch_size", own["patch_size"])
     if patch != old_patch:
-        if hybrid:
+        if stem != "patch":
+            whose = "convolutions" if stem == "conv" else "patches of a ResNet's feature map"
             raise ValueError(
-                f"--model.patch_size {list(patch)}: {OPTION} {pretrained.source} has patches of a ResNet's "
-                f"feature map ({own['stem']}), whose kernels are not resized; it is {own['patch_size']}"
+                f"--model.patch_size {list(patch)}: {OPTION} {pretrained.source} has {whose} ({stem}), whose kernels "
+                f"are not resized; it is {own['patch_size']}"
             )
         resizing = RESIZINGS[pretrained.resizing or pretrained.origin]
         key = "patch_embed.proj.weight"
@@ -229,12 +230,15 @@ def _adapt_stem(
             )
         )
     if channels != own["in_channels"]:
-        key = "patch_embed.proj.weight"
-        if hybrid:
-            root = "patch_embed.backbone."
-            key = next(k for k in (f"{root}conv.weight", f"{root}stem.conv.weight") if k in state)
+        first = {
+            "patch": ("proj.weight",),
+            "conv": ("convs.0.conv.weight",),
+        }.get(stem, ("backbone.conv.weight", "backbone.stem.conv.weight"))
+        key = next(k for k in (f"patch_embed.{name}" for name in first) if k in state)
         state[key], how = adapt_channels(state[key], channels)
-        if hybrid:  # the sum of standardised kernels is not the standardised sum
+        if key.startswith(
+            "patch_embed.backbone."
+        ):  # the sum of standardised kernels is not the standardised sum
             how += ", and standardised as a whole"
         before, after = (f"{n} channel{'s' * (n != 1)}" for n in (own["in_channels"], channels))
         changes.append(Change("input", before, after, how))

@@ -108,6 +108,9 @@ def _rows(state: dict[str, Tensor], key: str) -> int | None:
 
 def _stem(state: dict[str, Tensor], where: str) -> tuple[str, int, int]:
     """Name of the stem, its stride, channels of the images."""
+    convolutions = [k for k in state if re.fullmatch(r"patch_embed\.convs\.\d+\.conv\.weight", k)]
+    if convolutions:
+        return "conv", 2 ** len(convolutions), state["patch_embed.convs.0.conv.weight"].shape[1]
     prefix = "patch_embed.backbone."
     if not any(key.startswith(prefix) for key in state):
         return "patch", 1, state["patch_embed.proj.weight"].shape[1]
