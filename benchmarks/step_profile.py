@@ -7,10 +7,11 @@ one, those that the device computes, and what it computes in them. A device that
 for the processor: take a larger batch, compile, or replay the step (graphs).
 
   --size SIZE          Ti/4@32 (default), S/16@224, B/16@224; with a batch: Ti/4@32:256
-  --mode M ...         eager compiled graphs (default: compiled); graphs: compiled, and replayed from a CUDA graph
+  --mode M ...         eager compiled graphs autotuned (default: compiled); graphs: compiled, and replayed from a CUDA
+                       graph; autotuned: graphs, with products chosen by timing them
   --activation NAME    (default: gelu)                --attention KERNEL   (default: auto, the fastest)
   --optimizer NAME     (default: adamw)
-  --model.X V          embed_dim, depth, num_heads, pooling, class_token, patch_dropout
+  --model.X V          embed_dim, depth, num_heads, pooling, class_token, patch_dropout, stem, residual_precision
   --steps N            in each figure (default: 20)   --kernels N          to show (default: 12)
   --device D           auto, cpu or cuda              --threads N          CPU threads
   --out FILE.json      write a result file
@@ -37,7 +38,8 @@ from vit_gelu.models.options import ATTENTIONS
 from vit_gelu.training.speed import Exclusivity
 from vit_gelu.training.step_graph import can_be_recorded
 
-MODES = ("eager", "compiled", "graphs")
+MODES = ("eager", "compiled", "graphs", "autotuned")
+REPLAYED = {"graphs", "autotuned"}
 # What a kernel's name gives away; the first that is found holds.
 KINDS = (
     ("attention", r"flash|fmha|attention|sdpa|_forward$|_backward$"),
@@ -77,7 +79,8 @@ def options() -> Options:
     parser.add_argument("--optimizer", default="adamw")
     for name in ("embed_dim", "depth", "num_heads"):
         parser.add_argument(f"--model.{name}", type=at_least(1))
-    parser.add_argument("--model.pooling")
+    for name in ("pooling", "stem", "residual_precision"):
+        parser.add_argument(f"--model.{name}")
     parser.add_argument("--model.class_token", type=boolean)
     parser.add_argument("--model.patch_dropout", type=float)
     parser.add_argument("--steps", type=at_least(1), default=20)
@@ -113,7 +116,8 @@ def subject(asked: argparse.Namespace, mode: str, device: torch.device) -> Subje
         num_classes=size.num_classes,
         overrides=overrides,
         optimizer=asked.optimizer,
-        cuda_graphs=mode == "graphs",
+        cuda_graphs=mode in REPLAYED,
+        autotune=mode == "autotuned",
     )
     compiled = EAGER if mode == "eager" else COMPILED
     return Subject(asked.activation, work, "bfloat16", compiled, synthetic_batch(work, device))
@@ -164,11 +168,12 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int) -> dict[s
 
 def run(asked: argparse.Namespace) -> int:
     device = choose_device(asked.device)
-    if "graphs" in asked.mode and device.type != "cuda":
-        raise UsageError("--mode graphs: needs a CUDA GPU; use eager or compiled")
-    if "graphs" in asked.mode and not can_be_recorded(asked.optimizer):
+    replayed = next((mode for mode in asked.mode if mode in REPLAYED), None)
+    if replayed and device.type != "cuda":
+        raise UsageError(f"--mode {replayed}: needs a CUDA GPU; use eager or compiled")
+    if replayed and not can_be_recorded(asked.optimizer):
         raise UsageError(
-            f"--mode graphs: the step of {asked.optimizer} cannot be recorded; take adamw or muon"
+            f"--mode {replayed}: the step of {asked.optimizer} cannot be recorded; take adamw or muon"
         )
     alone = Exclusivity(device)
     rows = []

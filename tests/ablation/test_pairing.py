@@ -205,6 +205,24 @@ def test_speed_comes_from_exclusive_runs_under_one_condition(tmp_path):
     assert any("2 others ran under other conditions" in note for note in costs.notes)
 
 
+@pytest.mark.parametrize(("name", "value"), [("cuda_graphs", "step"), ("autotuned", True)])
+def test_steps_that_are_launched_otherwise_do_not_stand_beside_each_other(tmp_path, name, value):
+    """An older record without the entry is one in which it was off."""
+    for seed in range(3):
+        write(tmp_path, record("relu", seed, 9000))
+        write(tmp_path, record("gelu", seed, 9000, **{f"env__{name}": value if seed else None}))
+    experiment = read_experiment([tmp_path])
+    costs = measure_costs(experiment, "relu")
+    assert [r.seed for r in costs.speed["gelu"].runs] == [0]
+    assert any(f"{name} is not the same in all runs" in note for note in experiment.notes)
+    assert any("2 others ran under other conditions" in n for n in costs.notes)
+    for arm in ("relu", "gelu"):
+        for seed in range(3):
+            write(tmp_path / "same", record(arm, seed, 9000, **{f"env__{name}": value}))
+    shown = measure_costs(read_experiment([tmp_path / "same"]), "relu").conditions
+    assert {"cuda_graphs": "step replayed from CUDA graphs", "autotuned": "products autotuned"}[name] in shown
+
+
 def test_learning_curve_is_the_mean_of_the_runs(tmp_path):
     runs = list(read_experiment([experiment(tmp_path, THREE)]).arms["gelu"].values())
     curve = mean_curve(runs, "val_top1", 100)

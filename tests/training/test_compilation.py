@@ -13,6 +13,7 @@ from vit_gelu.data import ImageData
 from vit_gelu.training import compilation
 from vit_gelu.training.compilation import check_compiler, check_cuda_graphs, graph_breaks
 from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.record import environment
 from vit_gelu.training.run import run_callbacks
 from vit_gelu.training.speed import SpeedMeter
 
@@ -102,6 +103,21 @@ def test_cuda_graphs_need_a_gpu(tmp_path):
         train(tmp_path / "run", model__compile="true", model__cuda_graphs="true")
 
 
+def test_products_are_tuned_on_a_gpu(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--model\.compile max-autotune: needs a CUDA GPU; this run is on cpu: take .*true"
+    ):
+        train(tmp_path / "run", model__compile="max-autotune")
+
+
+def test_the_record_says_that_products_were_tuned():
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), precision="32-true", world_size=1
+    )
+    assert environment(trainer, True, None, autotuned=True)["autotuned"] is True
+    assert environment(trainer, True, None)["autotuned"] is None
+
+
 def test_cuda_graphs_go_with_one_pass_per_step():
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cuda")), accumulate_grad_batches=2
@@ -112,12 +128,20 @@ def test_cuda_graphs_go_with_one_pass_per_step():
     check_cuda_graphs(trainer)
 
 
-@pytest.mark.parametrize(("cuda_graphs", "mode"), [(True, "reduce-overhead"), (False, None)])
-def test_the_mode_of_compilation(monkeypatch, cuda_graphs, mode):
+@pytest.mark.parametrize(
+    ("cuda_graphs", "autotune", "mode"),
+    [
+        (True, False, "reduce-overhead"),
+        (False, False, None),
+        (True, True, "max-autotune"),
+        (False, True, "max-autotune-no-cudagraphs"),
+    ],
+)
+def test_the_mode_of_compilation(monkeypatch, cuda_graphs, autotune, mode):
     monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
     seen = []
     net = SimpleNamespace(compile=lambda **options: seen.append(options))
-    compilation.compile_network(net, torch.device("cuda"), cuda_graphs=cuda_graphs)
+    compilation.compile_network(net, torch.device("cuda"), cuda_graphs=cuda_graphs, autotune=autotune)
     assert seen == [{"mode": mode}]
 
 

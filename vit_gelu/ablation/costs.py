@@ -12,7 +12,7 @@ from vit_gelu.ablation.statistics import Interval, t_interval
 
 SPEED, MEMORY = "speed.train_images_per_second", "speed.peak_memory_bytes"
 # Figures under two of these never stand beside each other.
-CONDITIONS = ("device", "n_devices", "precision", "compiled", "torch")
+CONDITIONS = ("device", "n_devices", "precision", "compiled", "autotuned", "cuda_graphs", "torch")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,16 @@ def measure_costs(experiment: Experiment, baseline: str) -> Costs:
 
 
 def _conditions(run: Run) -> tuple[str, ...]:
-    return tuple(str(run.env.get(name)) for name in CONDITIONS)
+    # What an older record does not have was off.
+    return tuple(str(run.env.get(name) or None) for name in CONDITIONS)
 
 
 def _shown(values: tuple[str, ...]) -> str:
-    device, n_devices, precision, compiled, torch = values
-    return (
-        f"{n_devices} x {device}, {precision}, {'compiled' if compiled == 'True' else 'eager'}, torch {torch}"
-    )
+    device, n_devices, precision, compiled, autotuned, graphs, torch = values
+    code = "compiled" if compiled == "True" else "eager"
+    code += ", products autotuned" if autotuned == "True" else ""
+    code += "" if graphs == "None" else f", {graphs} replayed from CUDA graphs"
+    return f"{n_devices} x {device}, {precision}, {code}, torch {torch}"
 
 
 def _costs(runs: Sequence[Run], baseline: str, name: str) -> dict[str, Cost]:

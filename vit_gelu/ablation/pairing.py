@@ -276,7 +276,17 @@ def _shown(values: tuple[Any, ...]) -> str:
 def _versions(runs: Sequence[Run]) -> list[str]:
     """A note for every version or device that is not the same in all runs."""
     notes = []
-    for name in ("torch", "vit_gelu", "python", "device", "n_devices", "compiled", "git"):
+    for name in (
+        "torch",
+        "vit_gelu",
+        "python",
+        "device",
+        "n_devices",
+        "compiled",
+        "autotuned",
+        "cuda_graphs",
+        "git",
+    ):
         counts = Counter(str(r.env.get(name)) for r in runs)
         if len(counts) > 1:
             listed = ", ".join(f"{v} ({n})" for v, n in counts.most_common(5))

@@ -40,6 +40,7 @@ class Workload:
         overrides: further options of ``VisionTransformer``.
         optimizer: any that ``build_optimizer`` knows.
         cuda_graphs: replay each step from a CUDA graph: no time of the processor's is in it.
+        autotune: choose compiled matrix products by timing them.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Workload:
     overrides: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adamw"
     cuda_graphs: bool = False
+    autotune: bool = False
 
     def labels(self, dtype: str, mode: str) -> dict[str, Any]:
         """What the rows of a comparison have in common."""
@@ -153,7 +155,7 @@ class Subject:
             self.net, work.optimizer, lr=LEARNING_RATE, weight_decay=0.05, fused=dtype != "float16"
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "float16")
-        self.call = compile_alone(self.net) if mode == COMPILED else self.net
+        self.call = compile_alone(self.net, autotune=work.autotune) if mode == COMPILED else self.net
         for group in self.optimizer.param_groups:
             if work.cuda_graphs and "capturable" in group:
                 group["capturable"] = True

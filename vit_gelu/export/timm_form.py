@@ -46,7 +46,8 @@ HYBRIDS = {
 }
 # What has no part in evaluation, or is read off the built network below.
 NOT_OF_THE_FUNCTION = {
-    "dropout", "attention_dropout", "patch_dropout", "drop_path", "attention", "mlp_memory", "init", "seed",
+    "dropout", "attention_dropout", "patch_dropout", "drop_path", "attention", "mlp_memory", "residual_precision",
+    "init", "seed",
     "zero_init_head", "mlp_ratio", "mlp_hidden", "activation", "activation_kwargs",
 }  # fmt: skip
 OTHER_FORMATS = "formats that do it: state_dict, onnx, torch_export"

@@ -225,5 +225,6 @@ class Block(nn.Module):
             y = self.attn(y)
         else:
             x, y = x[:, :first], self.attn(y, first)
-        x = x + self.drop_path1(self.ls1(y))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        # In half precision the tokens stay so, whatever a float32 LayerScale makes of a branch.
+        x = (x + self.drop_path1(self.ls1(y))).to(x.dtype)
+        return (x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))).to(x.dtype)

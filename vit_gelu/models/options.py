@@ -21,6 +21,7 @@ ATTENTIONS = (
     "math",
 )
 MLP_MEMORIES = ("fast", "lean")
+RESIDUAL_PRECISIONS = ("full", "half")
 STEMS = ("patch", "conv", "resnet_stem", "resnet26", "resnet50")
 INITS = ("timm", "jax", "mimetic")
 

@@ -75,6 +75,8 @@ class VisionTransformer(nn.Module):
             resnet_stem, resnet26, resnet50 (the paper's hybrid). The activation of conv and ResNets is ReLU.
         attention: auto, explicit (softmax written out), sdpa (fused) or another name in
             ``attention_kernels.KERNELS``; see ``set_attention``.
+        residual_precision: what autocast leaves of the tokens between the blocks: full (float32), or half (its own
+            16 bits: less memory and traffic, each block's sum is rounded). Without autocast, no difference.
         mlp_memory: fast, or lean: the MLPs keep one hidden tensor for the backward pass, not two or more, and
             compute their activation again.
         init: timm, jax or mimetic; see ``vit_gelu.models.initialisation``.
@@ -130,6 +132,7 @@ class VisionTransformer(nn.Module):
         zero_init_head: bool = False,
         stem: str = "patch",
         attention: str = "auto",
+        residual_precision: str = "full",
         mlp_memory: str = "fast",
         init: str = "timm",
         seed: int | None = None,
@@ -147,6 +150,7 @@ class VisionTransformer(nn.Module):
         options.choice("pooling", pooling, options.POOLINGS)
         options.choice("position_embedding", position_embedding, options.POSITION_EMBEDDINGS)
         options.choice("init", init, options.INITS)
+        options.choice("residual_precision", residual_precision, options.RESIDUAL_PRECISIONS)
         if layer_scale is not None:
             options.positive("layer_scale", layer_scale)
         if pooling == "cls" and not class_token:
@@ -169,6 +173,7 @@ class VisionTransformer(nn.Module):
         )
         norm_last = pooling == "mean" if fc_norm is None else fc_norm
         self.pooling = pooling
+        self.residual_precision = residual_precision
         self.num_prefix_tokens = int(class_token) + register_tokens
 
         # torch's layers draw weights as they are built. All are drawn again below, by name, except those of
@@ -280,7 +285,13 @@ class VisionTransformer(nn.Module):
             x = torch.cat([*prefix, x], dim=1)
         if self.pos_embed is not None and self._embeds_prefix:
             x = x + self.pos_embed
-        return self.norm_pre(self.patch_drop(self.pos_drop(x)))
+        return self._residual(self.norm_pre(self.patch_drop(self.pos_drop(x))))
+
+    def _residual(self, x: Tensor) -> Tensor:
+        """Tokens as the blocks add to them: under autocast in the precision that was asked for."""
+        if self.residual_precision == "full" or not torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(torch.get_autocast_dtype(x.device.type))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) -> tokens after the last block and norm, (b, num_tokens, embed_dim)."""

@@ -14,7 +14,7 @@ from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
-from vit_gelu.training.compilation import check_cuda_graphs
+from vit_gelu.training.compilation import AUTOTUNE, check_autotuning, check_cuda_graphs
 from vit_gelu.training.hooks import spare_the_question
 from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
 from vit_gelu.training.metrics import MaskedScore, Score
@@ -28,7 +28,7 @@ from vit_gelu.training.optim import (
 from vit_gelu.training.speed import count_flops
 from vit_gelu.training.step_graph import StepGraph, reason_against
 
-YOUNGER = {"mlp_memory": "fast"}
+YOUNGER = {"mlp_memory": "fast", "residual_precision": "full"}
 
 
 class RunModule(pl.LightningModule):
@@ -70,7 +70,7 @@ class RunModule(pl.LightningModule):
         final_lr_fraction: float,
         ema_decay: float | None,
         attention_choice: list[str] | None,
-        compile: bool,
+        compile: bool | Literal["max-autotune"],
         cuda_graphs: bool | Literal["auto"],
         seed: int,
         warmup_steps: int | None = None,
@@ -100,7 +100,8 @@ class RunModule(pl.LightningModule):
         self.network_options = network_options
         self.attention_choice = attention_choice
         self.attention_in_use: AttentionInUse | None = None
-        self.compile_network = compile
+        self.compile_network = bool(compile)
+        self.autotune = compile == AUTOTUNE
         self.cuda_graphs = cuda_graphs
         self.graphs: str | None = None  # what is replayed, once it is known: step, or network
         self.step_graph = StepGraph()
@@ -176,12 +177,14 @@ class RunModule(pl.LightningModule):
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def plan_graphs(self) -> None:
-        """Decide what is replayed from CUDA graphs, and say so; called before the network is compiled.
+    def plan_speed(self) -> None:
+        """Decide what is replayed from CUDA graphs, and say so; called before the network is built and compiled.
 
         Raises:
-            ValueError: CUDA graphs were asked for where they cannot work.
+            ValueError: CUDA graphs or tuned products were asked for where they cannot work.
         """
+        if self.autotune:
+            check_autotuning(self.trainer.strategy.root_device)
         if not self.cuda_graphs:
             return
         try:

@@ -11,6 +11,15 @@ from einops import rearrange
 
 from vit_gelu.activations.compiled import cpu_options
 
+AUTOTUNE = "max-autotune"
+# torch.compile's, by (products chosen by timing, network replayed from CUDA graphs).
+MODES = {
+    (False, False): None,
+    (False, True): "reduce-overhead",
+    (True, False): "max-autotune-no-cudagraphs",
+    (True, True): AUTOTUNE,
+}
+
 
 def _counters() -> Any:
     # Its import takes a second: who has not compiled has not imported it.
@@ -82,7 +91,21 @@ def check_cuda_graphs(trainer: Any) -> None:
         )
 
 
-def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: bool) -> None:
+def check_autotuning(device: torch.device) -> None:
+    """Refuse to tune products where there is nothing to choose from: on a CPU they are our own kernels or a library's.
+
+    Raises:
+        ValueError: no CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise ValueError(
+            f"--model.compile {AUTOTUNE}: needs a CUDA GPU; this run is on {device.type}: take --model.compile true"
+        )
+
+
+def compile_network(
+    net: torch.nn.Module, device: torch.device, *, cuda_graphs: bool, autotune: bool = False
+) -> None:
     """Compile a network in place: checkpoint keys stay clean, and what wraps it stays out of the graph.
 
     Args:
@@ -90,10 +113,14 @@ def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: 
         device: where it runs.
         cuda_graphs: replay kernels from CUDA graphs (mode reduce-overhead): for small models, whose kernels
             take less time than their launches.
+        autotune: choose each product among a library's and generated ones by timing them, on a GPU; a generated one
+            can hold the bias and the activation that follow it. It takes minutes the first time.
 
     Raises:
-        ValueError: no compiler.
+        ValueError: no compiler, or products to be tuned on a CPU.
     """
+    if autotune:
+        check_autotuning(device)
     check_compiler(device)
     # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
     for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
@@ -101,4 +128,4 @@ def compile_network(net: torch.nn.Module, device: torch.device, *, cuda_graphs: 
     if device.type == "cpu":
         net.compile(options=cpu_options())
     else:
-        net.compile(mode="reduce-overhead" if cuda_graphs else None)
+        net.compile(mode=MODES[autotune, cuda_graphs])

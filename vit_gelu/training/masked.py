@@ -57,7 +57,8 @@ class MaskedModule(RunModule):
             so that it goes on and is repeated with the same arithmetic.
         mlp_memory: fast, or lean: less memory, as MLPs compute their activation again for the backward pass.
         init: Scheme of the initial weights: timm, jax or mimetic.
-        compile: Compile network and decoder with torch.compile.
+        compile: Compile network and decoder with torch.compile; max-autotune: choose their matrix products by timing
+            them, on a GPU.
         cuda_graphs: Replay the compiled network from CUDA graphs; for small models on a GPU. auto: do not.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
         optimizer_kwargs: Its options, for example {betas: [0.9, 0.95]}.
@@ -103,7 +104,7 @@ class MaskedModule(RunModule):
         attention_choice: list[str] | None = None,
         mlp_memory: str = "fast",
         init: str = "timm",
-        compile: bool = False,
+        compile: bool | Literal["max-autotune"] = False,
         cuda_graphs: bool | Literal["auto"] = False,
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -202,7 +203,7 @@ class MaskedModule(RunModule):
         """
         if self.net is not None:
             return
-        self.plan_graphs()
+        self.plan_speed()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         for option in ("mixup", "cutmix"):
             if getattr(data, option):
@@ -229,7 +230,10 @@ class MaskedModule(RunModule):
         self._choose_for_decoder(data)
         if self.compile_network:
             compile_network(
-                self.autoencoder, self.trainer.strategy.root_device, cuda_graphs=self.graphs == "network"
+                self.autoencoder,
+                self.trainer.strategy.root_device,
+                cuda_graphs=self.graphs == "network",
+                autotune=self.autotune,
             )
 
     def _choose_for_decoder(self, data: Any) -> None:

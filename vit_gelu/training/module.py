@@ -67,10 +67,13 @@ class ClassificationModule(RunModule):
             choice), flash, efficient, cudnn or math.
         attention_choice: What auto came to, [in training, in evaluation]; a run writes it into its config.yaml,
             so that it goes on and is repeated with the same arithmetic.
+        residual_precision: full, or half: under a mixed precision the tokens between the blocks have 16 bits too,
+            which is less to read and write, and rounds each block's sum.
         mlp_memory: fast, or lean: less memory, as MLPs compute their activation again for the backward pass.
         init: Scheme of the initial weights: timm, jax or mimetic.
         whiten_patches: Start the patch projection from the training images' second moments, which it whitens.
-        compile: Compile the network with torch.compile.
+        compile: Compile the network with torch.compile; max-autotune: choose its matrix products by timing them, on a
+            GPU, which takes minutes the first time.
         cuda_graphs: Replay the training step from a CUDA graph, whole where it can be recorded, else the compiled
             network; for small models on a GPU. auto: where there is one GPU and the whole can be recorded.
         optimizer: Any optimizer that torch or timm knows by name: adamw, sgd, muon, lion, …
@@ -119,10 +122,11 @@ class ClassificationModule(RunModule):
         stem: str | None = None,
         attention: str = "auto",
         attention_choice: list[str] | None = None,
+        residual_precision: str = "full",
         mlp_memory: str = "fast",
         init: str = "timm",
         whiten_patches: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["max-autotune"] = False,
         cuda_graphs: bool | Literal["auto"] = False,
         optimizer: str = "adamw",
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -174,6 +178,7 @@ class ClassificationModule(RunModule):
             "zero_init_head": zero_init_head,
             "stem": stem,
             "attention": attention,
+            "residual_precision": residual_precision,
             "mlp_memory": mlp_memory,
             "init": init,
             "seed": seed,
@@ -274,7 +279,12 @@ class ClassificationModule(RunModule):
         """
         if self.net is not None:
             return
-        self.plan_graphs()
+        precision = str(self.trainer.precision)
+        if self.network_options["residual_precision"] == "half" and not precision.endswith("-mixed"):
+            raise ValueError(
+                f"--model.residual_precision half: means nothing under --trainer.precision {precision}; take bf16-mixed"
+            )
+        self.plan_speed()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         with torch.device(
             "cpu"
@@ -285,7 +295,12 @@ class ClassificationModule(RunModule):
                 self.trainer, self.net, data, self.attention_choice, compiled=self.compile_network
             )
         if self.compile_network:
-            compile_network(self.net, self.trainer.strategy.root_device, cuda_graphs=self.graphs == "network")
+            compile_network(
+                self.net,
+                self.trainer.strategy.root_device,
+                cuda_graphs=self.graphs == "network",
+                autotune=self.autotune,
+            )
 
     def _build(self, data: Any) -> Network:
         """The network as this training starts it, and what is told of it."""

@@ -112,13 +112,16 @@ def software_and_device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def environment(trainer: "pl.Trainer", compiled: bool, graphs: str | None) -> dict[str, Any]:
+def environment(
+    trainer: "pl.Trainer", compiled: bool, graphs: str | None, *, autotuned: bool = False
+) -> dict[str, Any]:
     """Versions, devices and precision of a run, and how its network and steps are launched."""
     device, precision = trainer.strategy.root_device, str(trainer.precision)
     return software_and_device(device) | {
         "n_devices": trainer.world_size,
         "precision": precision,
         "compiled": compiled,
+        "autotuned": autotuned or None,
         "cuda_graphs": graphs,
         "linear_kernel": computed_by(device.type, bfloat16="bf16" in precision, compiled=compiled),
     }

@@ -17,6 +17,7 @@ NOT_TIMMS: dict[str, Any] = {
     "patch_dropout": 0.0,
     "attention": "auto",
     "mlp_memory": "fast",
+    "residual_precision": "full",
     "init": "timm",
     "whiten_patches": False,
     "attention_choice": None,

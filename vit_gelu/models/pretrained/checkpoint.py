@@ -15,6 +15,7 @@ FREE = (
     "drop_path",
     "attention",
     "mlp_memory",
+    "residual_precision",
     "init",
     "zero_init_head",
     "seed",
