@@ -36,6 +36,7 @@ from vit_gelu.activations import ACTIVATIONS, build_activation
 from vit_gelu.cli.arguments import one_of
 from vit_gelu.cli.errors import FAILED, UsageError
 from vit_gelu.models import VisionTransformer
+from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.speed import compiled_graphs
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -201,7 +202,7 @@ def check_network(attention: str, dtype_name: str, mode: str, device: torch.devi
     wanted = network_results(exact, exact, images.double(), labels, None)
     net = vit(attention).to(device)
     graphs = compiled_graphs()
-    call = torch.compile(net) if mode == "compiled" else net
+    call = torch.compile(net, options=compile_options(device.type)) if mode == "compiled" else net
     autocast = None if dtype_name == "float32" else DTYPES[dtype_name]
     found = network_results(net, call, images.to(device), labels.to(device), autocast)
     _expect_graphs(mode, graphs)

@@ -42,6 +42,7 @@ from vit_gelu.cli.train import quieten
 from vit_gelu.data import TrainLoader, load_source
 from vit_gelu.data.policies import build_policy
 from vit_gelu.models import build_vit
+from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.optim import build_optimizer, build_schedule
 from vit_gelu.training.progress import Display
@@ -98,7 +99,7 @@ class RawLoop:
             **self.module.network_options,
         ).to(device)
         if compiled:
-            net.compile()
+            net.compile(options=compile_options(device.type))
         self.module.net = net
         fixed = {"lr": self.module.lr, "weight_decay": self.module.weight_decay}
         self.optimizer = build_optimizer(net, self.module.optimizer, **fixed)

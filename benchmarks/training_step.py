@@ -38,10 +38,10 @@ from peers import PEERS, Peer, build_peer
 from report import Options, choose_device, describe, heading, run_script, save, table
 from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
 
-from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.bench.subject import fastest_attention
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
+from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.speed import Exclusivity, compiled_graphs, device_peak, flops_of
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -103,8 +103,8 @@ def steps_of(
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
     compiled = module
     if "compiled" in asked.mode:
-        ours_on_cpu = isinstance(module, VisionTransformer) and images.device.type == "cpu"
-        compiled = torch.compile(module, options=cpu_options() if ours_on_cpu else None)
+        ours = isinstance(module, VisionTransformer)
+        compiled = torch.compile(module, options=compile_options(images.device.type) if ours else None)
 
     def autocast(precision: str) -> torch.autocast:
         return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -11,6 +11,7 @@ from tests.training.helpers import train
 from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.data import ImageData
 from vit_gelu.training import compilation
+from vit_gelu.training.casts import GroupedCasts
 from vit_gelu.training.compilation import check_compiler, check_cuda_graphs, graph_breaks
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import environment
@@ -128,21 +129,18 @@ def test_cuda_graphs_go_with_one_pass_per_step():
     check_cuda_graphs(trainer)
 
 
-@pytest.mark.parametrize(
-    ("cuda_graphs", "autotune", "mode"),
-    [
-        (True, False, "reduce-overhead"),
-        (False, False, None),
-        (True, True, "max-autotune"),
-        (False, True, "max-autotune-no-cudagraphs"),
-    ],
-)
-def test_the_mode_of_compilation(monkeypatch, cuda_graphs, autotune, mode):
+@pytest.mark.parametrize("autotune", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_what_is_compiled_for_a_gpu(monkeypatch, cuda_graphs, autotune):
     monkeypatch.setattr(compilation, "check_compiler", lambda device: None)
     seen = []
-    net = SimpleNamespace(compile=lambda **options: seen.append(options))
+    net = SimpleNamespace(compile=lambda options: seen.append(options))
     compilation.compile_network(net, torch.device("cuda"), cuda_graphs=cuda_graphs, autotune=autotune)
-    assert seen == [{"mode": mode}]
+    (options,) = seen
+    assert options.get("triton.cudagraphs", False) is cuda_graphs
+    assert options.get("max_autotune", False) is autotune
+    assert isinstance(options["post_grad_custom_post_pass"], GroupedCasts)
+    torch.compile(torch.nn.Linear(2, 2), options=options)  # torch knows them all
 
 
 def test_on_a_cpu_products_and_sums_are_one_instruction(monkeypatch):

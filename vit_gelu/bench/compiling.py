@@ -35,13 +35,13 @@ class Compilation(NamedTuple):
 
 
 def compile_alone(
-    function: Callable[..., Any], backend: str = "inductor", *, autotune: bool = False
+    function: Callable[..., Any], backend: str = "inductor", *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
     """``torch.compile`` of ``function`` with a code object of its own, for one static shape.
 
     Dynamo keeps what it compiled per code object, up to a limit, and beyond the limit runs eagerly without a
     word: twenty activations in one model class would pass it. Here each call gets a new code object.
-    With ``autotune`` products are chosen by timing, as ``--model.compile max-autotune`` does on a GPU.
+    ``options`` are inductor's; None: those of a training on a CPU, which do not reach a GPU's code.
     """
 
     def entry(*args: Any) -> Any:
@@ -50,12 +50,8 @@ def compile_alone(
     own = types.FunctionType(
         entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
     )
-    # As a training compiles; what the options say of C++ does not reach a GPU.
-    options: dict[str, Any] | None = cpu_options() if backend == "inductor" else None
-    if options is not None and autotune:
-        from torch._inductor import list_mode_options
-
-        options = options | list_mode_options()["max-autotune-no-cudagraphs"]
+    if backend == "inductor" and options is None:
+        options = cpu_options()
     return torch.compile(own, dynamic=False, backend=backend, options=options)
 
 

@@ -18,6 +18,7 @@ from vit_gelu.cli.errors import UsageError
 from vit_gelu.models import VisionTransformer, build_vit
 from vit_gelu.models.attention_choice import choose_attention
 from vit_gelu.training.attention import shapes
+from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.optim import build_optimizer
 from vit_gelu.training.speed import count_flops
 from vit_gelu.training.step_graph import can_be_recorded, record_on_gpu
@@ -155,7 +156,8 @@ class Subject:
             self.net, work.optimizer, lr=LEARNING_RATE, weight_decay=0.05, fused=dtype != "float16"
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "float16")
-        self.call = compile_alone(self.net, autotune=work.autotune) if mode == COMPILED else self.net
+        options = compile_options(self.device.type, autotune=work.autotune)  # as a training compiles
+        self.call = compile_alone(self.net, options=options) if mode == COMPILED else self.net
         for group in self.optimizer.param_groups:
             if work.cuda_graphs and "capturable" in group:
                 group["capturable"] = True

@@ -14,7 +14,7 @@ from vit_gelu.activations.compiled import cpu_options
 AUTOTUNE = "max-autotune"
 # torch.compile's, by (products chosen by timing, network replayed from CUDA graphs).
 MODES = {
-    (False, False): None,
+    (False, False): "default",
     (False, True): "reduce-overhead",
     (True, False): "max-autotune-no-cudagraphs",
     (True, True): AUTOTUNE,
@@ -103,6 +103,18 @@ def check_autotuning(device: torch.device) -> None:
         )
 
 
+def compile_options(device_type: str, *, cuda_graphs: bool = False, autotune: bool = False) -> dict[str, Any]:
+    """What torch.compile is told about a whole network, by training and by benchmarks: ``options``."""
+    if device_type == "cpu":
+        return cpu_options()
+    from torch._inductor import list_mode_options
+
+    from vit_gelu.training.casts import GroupedCasts
+
+    mode = list_mode_options()[MODES[autotune, cuda_graphs]]
+    return {**mode, "post_grad_custom_post_pass": GroupedCasts()}
+
+
 def compile_network(
     net: torch.nn.Module, device: torch.device, *, cuda_graphs: bool, autotune: bool = False
 ) -> None:
@@ -125,7 +137,4 @@ def compile_network(
     # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
     for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
         rearrange(value, "one -> one")
-    if device.type == "cpu":
-        net.compile(options=cpu_options())
-    else:
-        net.compile(mode=MODES[autotune, cuda_graphs])
+    net.compile(options=compile_options(device.type, cuda_graphs=cuda_graphs, autotune=autotune))
