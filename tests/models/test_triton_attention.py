@@ -10,7 +10,7 @@ import torch
 
 from vit_gelu.models import Attention
 from vit_gelu.models.attention_choice import Shape
-from vit_gelu.models.attention_kernels import KERNELS, explicit
+from vit_gelu.models.attention_kernels import KERNELS, explicit, on_chip
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -26,29 +26,46 @@ SHAPES = [
 LARGE = [(2, 128, 3, 2, 128), (1024, 64, 3, 3, 64), (700, 65, 3, 3, 64), (3, 1, 3, 1, 32)]
 
 
-def compare(shape, dtype, device):
-    """Output and gradient, in norm, against float64 written out."""
+def compare(shape, dtype, device, *, with_bias=False):
+    """Output and gradients, in norm, against float64 written out."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(shape, generator=generator).to(dtype)
     b, n, _, h, d = shape
     grad = torch.randn(b, n, h * d, generator=generator).to(dtype)
-    wide = qkv.double().requires_grad_()
-    truth = explicit(wide, 0.0)
-    (by_truth,) = torch.autograd.grad(truth, wide, grad.double())
-    leaf = qkv.to(device).requires_grad_()
-    out = KERNELS["triton"](leaf, 0.0)
-    (by_leaf,) = torch.autograd.grad(out, leaf, grad.to(device))
-    assert out.dtype == by_leaf.dtype == dtype
+    bias = torch.randn(3 * h * d, generator=generator) if with_bias else None
+    leaves = [qkv] if bias is None else [qkv, bias]
+    wide = [t.double().requires_grad_() for t in leaves]
+    truth = explicit(wide[0] if bias is None else wide[0] + wide[1].view(3, h, d), 0.0)
+    by_truth = torch.autograd.grad(truth, wide, grad.double())
+    leaves = [t.to(device).requires_grad_() for t in leaves]
+    out = on_chip(leaves[0], 0.0, *leaves[1:])
+    by_leaves = torch.autograd.grad(out, leaves, grad.to(device))
+    assert [t.dtype for t in (out, *by_leaves)] == [dtype, *(t.dtype for t in leaves)]
     eps = torch.finfo(dtype).eps
-    for got, expected in ((out, truth), (by_leaf, by_truth)):
+    for got, expected in zip((out, *by_leaves), (truth, *by_truth), strict=True):
         assert got.isfinite().all()
+        assert got.shape == expected.shape
         assert (got.detach().cpu().double() - expected.detach()).norm() < eps * expected.norm()
 
 
 def check_interpreted():
     # In half precision alone: the interpreter multiplies the bits of bfloat16.
     for shape in SHAPES:
-        compare(shape, torch.float16, "cpu")
+        for with_bias in (False, True):
+            compare(shape, torch.float16, "cpu", with_bias=with_bias)
+    # A layer hands its bias to the kernel, or the sum to any other: the same values and gradients.
+    torch.manual_seed(0)
+    for n in (5, 17):
+        layer, x = Attention(32, 2), torch.randn(2, n, 32)
+        torch.nn.init.normal_(layer.qkv.bias)
+        found = {}
+        for kernel in ("explicit", "triton"):
+            layer.set_kernels(kernel, kernel)
+            with torch.autocast("cpu", torch.float16):
+                out = layer(x)
+            found[kernel] = [out, *torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))]
+        for a, b in zip(*found.values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(a.detach().abs().max()))
 
 
 @needs_triton
@@ -68,8 +85,9 @@ def test_through_the_interpreter():
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES + LARGE)
-def test_on_a_gpu(shape, dtype):
-    compare(shape, dtype, "cuda")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_on_a_gpu(shape, dtype, with_bias):
+    compare(shape, dtype, "cuda", with_bias=with_bias)
 
 
 @needs_triton
@@ -82,7 +100,7 @@ def test_compiled_as_one_graph_and_repeatable():
     def gradients(call):
         with torch.autocast("cuda", torch.bfloat16):
             out = call(x)
-        return torch.autograd.grad(out.float().square().sum(), [x, layer.qkv.weight])
+        return torch.autograd.grad(out.float().square().sum(), [x, layer.qkv.weight, layer.qkv.bias])
 
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True)

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, few_queries
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, beside_a_tile, few_queries, on_chip
 from vit_gelu.models.linear import Linear, linear, may_be_split
 from vit_gelu.models.options import ATTENTIONS, choice, must_divide, rate
 
@@ -98,6 +98,9 @@ class Attention(nn.Module):
         kernel = resolve_attention(asked, x.shape[1], x.device.type)
         if first is not None and may_be_split(self.qkv):
             out = few_queries(*self._few_queries(x, first), dropout, kernel)
+        elif self._kernel_adds_bias(kernel, x.shape[1]):
+            out = on_chip(self._packed(linear(x, self.qkv.weight, None)), dropout, self.qkv.bias)
+            out = out if first is None else out[:, :first]
         else:
             out = KERNELS[kernel](self._qkv(x), dropout)
             out = out if first is None else out[:, :first]
@@ -105,11 +108,19 @@ class Attention(nn.Module):
 
     def _qkv(self, x: Tensor) -> Tensor:
         """Queries, keys and values (b, n, 3, h, d)."""
-        qkv = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, h=self.num_heads)
+        qkv = self._packed(self.qkv(x))
         if self.normalises:
             q, k, v = qkv.unbind(2)
             qkv = torch.stack([self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v], dim=2)
         return qkv
+
+    def _kernel_adds_bias(self, kernel: str, tokens: int) -> bool:
+        """Because it has the bias's gradient at hand; beside a tile it has no registers left for that."""
+        plain = not self.normalises and may_be_split(self.qkv)
+        return kernel == "triton" and plain and not beside_a_tile(tokens)
+
+    def _packed(self, qkv: Tensor) -> Tensor:
+        return rearrange(qkv, "b n (three h d) -> b n three h d", three=3, h=self.num_heads)
 
     def _few_queries(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (b, m, h, d) of the first m tokens, keys and values (b, n, h, d) of all."""

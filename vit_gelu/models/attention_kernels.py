@@ -108,8 +108,18 @@ def fits_on_chip(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
     return tokens <= 128 and head_dim <= 128 and dtype in (torch.bfloat16, torch.float16)
 
 
-def on_chip(qkv: Tensor, dropout: float) -> Tensor:
+def beside_a_tile(tokens: int) -> bool:
+    """Whether ``on_chip`` computes the last token by itself: a tile of twice the size would be half empty."""
+    return tokens - 1 in (16, 32, 64)
+
+
+def on_chip(qkv: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
     """Each head's tokens at once, by Triton: half precision on a GPU, up to 128 tokens, without dropout.
+
+    Args:
+        qkv: as for all.
+        dropout: 0.
+        bias: (3·h·d,), to be added to qkv.
 
     Raises:
         RuntimeError: no Triton; not for this device, dtype or shape; or with dropout.
@@ -119,7 +129,7 @@ def on_chip(qkv: Tensor, dropout: float) -> Tensor:
         from vit_gelu.models.triton_attention import attention
     except ImportError as error:
         raise RuntimeError(f"attention by triton: {error}") from None
-    return attention(qkv)
+    return attention(qkv, bias)
 
 
 def fused(qkv: Tensor, dropout: float, backend: SDPBackend | None = None) -> Tensor:
