@@ -148,12 +148,13 @@ def _end_to_end(asked: argparse.Namespace, device: str, folder: Path) -> Part:
     given |= {"trainer.max_epochs": 15, "trainer.check_val_every_n_epoch": 5}
     given |= {"loggers": '["csv"]', "trainer.enable_checkpointing": "false"}
     if device == "cuda":
-        given["model.cuda_graphs"] = "true"
+        given |= {"model.cuda_graphs": "true", "model.residual_precision": "half"}
     if asked.root is not None:
         given["data.root"] = asked.root.absolute()
     if asked.quick:
         given |= {"model.embed_dim": 24, "model.depth": 1, "model.num_heads": 2, "model.compile": "false"}
         given |= {"model.warmup_epochs": 0, "data.global_batch_size": 32, "trainer.precision": "32-true"}
+        given |= {"model.residual_precision": "full"}
         given |= {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1}
         given |= {f"trainer.limit_{part}_batches": 2 for part in ("train", "val", "test")}
     command = ["-m", "vit_gelu", "train", *(f"--{k}={v}" for k, v in given.items())]
