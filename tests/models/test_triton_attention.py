@@ -64,6 +64,12 @@ def check_interpreted():
             with torch.autocast("cpu", torch.float16):
                 out = layer(x)
             found[kernel] = [out, *torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))]
+        graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        with torch.autocast("cpu", torch.float16):
+            out = graph(x)
+        compiled = [out, *torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))]
+        for a, b in zip(compiled, found["triton"], strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3 * float(b.detach().abs().max()))
         for a, b in zip(*found.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(a.detach().abs().max()))
 
