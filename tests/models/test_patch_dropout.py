@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vit_gelu.models import VisionTransformer
-from vit_gelu.models.layers import PatchDropout
+from vit_gelu.models.layers import PatchDropout, take_patches
 
 
 def tokens(b=200, n=16, prefix=2):
@@ -50,6 +50,24 @@ def test_position_travels_with_the_patch():
     distance = torch.cdist(logits, alone)
     assert distance.min(dim=1).values.max() < 1e-3  # the others are 0.1 away
     assert distance.argmin(dim=1).unique().numel() == 4
+
+
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_the_gradient_goes_where_the_patch_came_from(k):
+    """Compiled, too, where it is computed in another way: to the bit."""
+    torch.manual_seed(k)
+    x, grad = torch.randn(7, 9, 3, requires_grad=True), torch.randn(7, k, 3)
+    indices = torch.rand(7, 9).argsort(dim=1)[:, :k]
+    expected = torch.zeros(7, 9, 3)
+    for i in range(7):
+        for j in range(k):
+            expected[i, indices[i, j]] = grad[i, j]
+    torch._dynamo.reset()
+    compiled = torch.compile(take_patches, backend="aot_eager", fullgraph=True)
+    for call in (take_patches, compiled):
+        taken = call(x, indices)
+        assert torch.equal(taken, torch.stack([x[i, indices[i]] for i in range(7)]))
+        assert torch.equal(torch.autograd.grad(taken, x, grad)[0], expected)
 
 
 def test_rate_is_checked():

@@ -129,6 +129,42 @@ class DropPath(nn.Module):
         return f"p={self.p:.3f}"
 
 
+class _Taken(torch.autograd.Function):
+    """Rows of each sample, none twice: so that each row of the gradient is read from one place, or is zero.
+
+    Autograd would add into a tensor of zeros, which compiled code does number by number. Without ``jvp``, which
+    torch.compile does not trace.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, indices: Tensor) -> Tensor:
+        return _rows(x, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, indices = inputs
+        ctx.save_for_backward(indices)
+        ctx.num_patches = x.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        b, k = indices.shape
+        order = torch.arange(k, device=indices.device).expand(b, k)
+        place = indices.new_full((b, ctx.num_patches), k).scatter(1, indices, order)  # k: not taken
+        rows = _rows(grad, place.clamp(max=k - 1))
+        return torch.where((place < k)[..., None], rows, 0.0), None
+
+
+def _rows(x: Tensor, indices: Tensor) -> Tensor:
+    return x.gather(1, repeat(indices, "b k -> b k d", d=x.shape[2]))
+
+
+def take_patches(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows of each sample, none of them twice: (b, n, d) and int64 indices (b, k) -> (b, k, d)."""
+    return _Taken.apply(x, indices) if torch.compiler.is_compiling() else _rows(x, indices)
+
+
 class PatchDropout(nn.Module):
     """A random subset of the patch tokens, drawn per sample: fewer tokens, a faster step, and a regulariser.
 
@@ -152,11 +188,11 @@ class PatchDropout(nn.Module):
         if self.p == 0.0 or not self.training:
             return x
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        b, n, d = patches.shape
+        b, n, _ = patches.shape
         keep = max(1, round(n * (1 - self.p)))
         # The largest of n uniform numbers per sample: a uniformly random subset.
         kept = torch.rand(b, n, device=x.device).topk(keep, dim=1).indices
-        patches = patches.gather(1, repeat(kept, "b k -> b k d", d=d))
+        patches = take_patches(patches, kept)
         return torch.cat([prefix, patches], dim=1) if self.num_prefix_tokens else patches
 
     def extra_repr(self) -> str:

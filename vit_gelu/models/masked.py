@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vit_gelu.models.initialisation import initialise
-from vit_gelu.models.layers import Block
+from vit_gelu.models.layers import Block, take_patches
 from vit_gelu.models.options import must_divide, whole
 from vit_gelu.models.position import sincos2d
 from vit_gelu.models.stem import PatchEmbed
@@ -60,11 +60,6 @@ def draw_visible(draw_key: int, samples: Tensor, num_patches: int, visible: int)
     """
     # Stable: of two equal numbers, every device takes the same first.
     return uniform(draw_key, samples, num_patches).argsort(dim=1, stable=True)[:, :visible]
-
-
-def take_patches(x: Tensor, indices: Tensor) -> Tensor:
-    """Rows of each sample: (b, n, d) and int64 indices (b, k) -> (b, k, d)."""
-    return x.gather(1, repeat(indices, "b k -> b k d", d=x.shape[2]))
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
