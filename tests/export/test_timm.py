@@ -57,7 +57,13 @@ EXPRESSIBLE = {
     "gated, odd hidden size": {"activation": "geglu", "mlp_hidden": 37},
     "patches that are not square": {"patch_size": (4, 8)},
     "one channel": {"in_channels": 1},
-    "what only training sees": {"dropout": 0.2, "drop_path": 0.1, "patch_dropout": 0.5, "mlp_memory": "lean"},
+    "what only training sees": {
+        "dropout": 0.2,
+        "drop_path": 0.1,
+        "patch_dropout": 0.5,
+        "mlp_memory": "lean",
+        "residual_precision": "half",
+    },
     "hybrid, stem alone": {"stem": "resnet_stem", "image_size": 32, "patch_size": 8},
     "hybrid, resnet26": {"stem": "resnet26", "image_size": 32, "patch_size": 32, "depth": 1},
 }

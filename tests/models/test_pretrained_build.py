@@ -294,6 +294,7 @@ def test_refused(options, match):
             "patch_dropout": 0.5,
             "attention": "explicit",
             "mlp_memory": "lean",
+            "residual_precision": "half",
         },
     ],
 )
