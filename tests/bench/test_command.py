@@ -300,6 +300,17 @@ def test_help_imports_no_torch(argv):
     assert len(done.stdout.splitlines()) <= 50
 
 
+def test_tuned_products_and_half_tokens_where_they_cannot_be(capsys):
+    error = refusal(capsys, "training", *FAST, "--compile", "max-autotune")
+    assert "--compile max-autotune: needs a CUDA GPU, and the device is cpu" in error
+    assert "true, false, both" in refusal(capsys, "activations", *FAST, "--compile", "max-autotune")
+    half = ["--model.residual_precision", "half"]
+    assert "means nothing in float32" in refusal(capsys, "training", *FAST, *half, "--dtypes", "float32")
+    assert "unknown stem 'cnv'. Did you mean 'conv'" in refusal(
+        capsys, "training", *FAST, "--model.stem", "cnv"
+    )
+
+
 def test_cuda_graphs_where_they_cannot_be(capsys, monkeypatch):
     assert "needs a CUDA GPU, and the device is cpu" in refusal(
         capsys, "training", *FAST, "--cuda_graphs", "true"

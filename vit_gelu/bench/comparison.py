@@ -47,8 +47,9 @@ class Comparison:
 
 def title(labels: Mapping[str, Any]) -> str:
     """Size, dtype and mode of a comparison."""
-    replayed = ", CUDA graphs" if labels.get("cuda_graphs") else ""
-    return f"{labels['size']}, batch {labels['batch']}, {labels['dtype']}, {labels['mode']}{replayed}"
+    more = ", products autotuned" if labels.get("autotuned") else ""
+    more += ", CUDA graphs" if labels.get("cuda_graphs") else ""
+    return f"{labels['size']}, batch {labels['batch']}, {labels['dtype']}, {labels['mode']}{more}"
 
 
 class Referee:

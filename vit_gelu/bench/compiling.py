@@ -15,7 +15,8 @@ from vit_gelu.cli.findings import OK
 from vit_gelu.cli.machine import check_compiler
 
 EAGER, COMPILED = "eager", "compiled"
-MODES = {"false": (EAGER,), "true": (COMPILED,), "both": (EAGER, COMPILED)}
+AUTOTUNE = "max-autotune"  # compiled, with products chosen by timing
+MODES = {"false": (EAGER,), "true": (COMPILED,), "both": (EAGER, COMPILED), AUTOTUNE: (COMPILED,)}
 
 
 class Compilation(NamedTuple):

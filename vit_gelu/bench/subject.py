@@ -66,6 +66,7 @@ class Workload:
             "overrides": " ".join(f"{k}={v}" for k, v in self.overrides.items()),
             "optimizer": self.optimizer,
             "cuda_graphs": self.cuda_graphs,
+            "autotuned": self.autotune,
             "dtype": dtype,
             "precision": PRECISIONS[dtype],
             "mode": mode,
@@ -87,6 +88,28 @@ def fastest_attention(
     training, evaluation = shapes(net, batch, precision, device.type, compiled)
     both = (training, replace(evaluation, compiled=compiled))
     return {what: choose_attention(shape, device).kernel for what, shape in zip(PASSES, both, strict=True)}
+
+
+def check_autotuning(device: torch.device) -> None:
+    """Refuse to choose products by timing where there is nothing to choose from.
+
+    Raises:
+        UsageError: no CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise UsageError(f"--compile max-autotune: needs a CUDA GPU, and the device is {device}; take true")
+
+
+def check_residual(precision: str | None, dtypes: Sequence[str]) -> None:
+    """Refuse tokens in half precision where all is in float32.
+
+    Raises:
+        UsageError: it was asked for beside float32.
+    """
+    if precision == "half" and "float32" in dtypes:
+        raise UsageError(
+            "--model.residual_precision half: means nothing in float32; choose --dtypes bfloat16"
+        )
 
 
 def check_graphs(device: torch.device, dtypes: Sequence[str], optimizer: str) -> None:

@@ -34,7 +34,8 @@ what competes:
 where and how:
   --device auto|cpu|cuda|cuda:N  default: a GPU where there is one
   --dtypes D ...               float32, bfloat16, float16 (GPU only; default: all that are possible)
-  --compile true|false|both    torch.compile; compiled and eager are never compared
+  --compile {choices}
+                               torch.compile; compiled and eager are never compared
                                (default: {compile})
   --rounds N                   turns of each competitor, at least 2 (default: 20)
   --min_time SECONDS           least length of a turn (default: 0.02)
@@ -52,6 +53,7 @@ second against a copy's, bytes kept for backward, and the largest error against 
 """
     + COMMON_HELP.format(
         compile="both",
+        choices="true|false|both",
         particular="""  --sizes SIZE ...             Ti/4@32, S/16@224, B/16@224, with a batch Ti/4@32:256, or
                                BATCHxTOKENSxHIDDEN (default: all three; on a CPU Ti/4@32)
 """,
@@ -72,13 +74,15 @@ A ViT with each activation, on synthetic images on the device: images per second
 """
     + COMMON_HELP.format(
         compile="both; on a CPU false",
+        choices="true|false|both|max-autotune",
         particular="""
 the model:
   --sizes SIZE ...             Ti/4@32, S/16@224, B/16@224, with a batch Ti/4@32:256
                                (default: all three; on a CPU Ti/4@32)
   --model.name SIZE            vit_tiny, vit_small, vit_base, ...: in place of that of the size
   --model.patch_size N         likewise --model.embed_dim, --model.depth, --model.num_heads,
-                               --model.mlp_ratio, --model.pooling, --model.attention
+                               --model.mlp_ratio, --model.pooling, --model.attention, --model.stem,
+                               --model.residual_precision
   --model.optimizer NAME       any optimizer of torch or timm (default: adamw)
   --image_size N               pixels
   --batch_size N               images per step
@@ -104,6 +108,8 @@ MODEL_OPTIONS: dict[str, Callable[[str], Any]] = {
     "mlp_ratio": float,
     "pooling": str,
     "attention": str,
+    "stem": str,
+    "residual_precision": str,
 }
 
 
@@ -148,11 +154,14 @@ def run(kind: str, asked: argparse.Namespace) -> int:
 
         work = _hidden_sizes(asked, options.device.type)
     else:
-        from vit_gelu.bench.subject import check_graphs
+        from vit_gelu.bench.subject import check_autotuning, check_graphs, check_residual
         from vit_gelu.bench.training import comparisons as compare  # type: ignore[assignment]
 
         if asked.cuda_graphs == "true":
             check_graphs(options.device, options.dtypes, asked.optimizer)
+        if asked.compile == "max-autotune":
+            check_autotuning(options.device)
+        check_residual(asked.model_residual_precision, options.dtypes)
         work = _workloads(asked, options.device.type)
     folder = _folder(kind, asked.out)
     claim_folder(folder)
@@ -184,7 +193,8 @@ def _parser(kind: str) -> Arguments:
     parser.add_argument("--baseline", default="relu")
     parser.add_argument("--sizes", nargs="+", metavar="SIZE")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", type=one_of("choice", ("true", "false", "both")))
+    choices = ("true", "false", "both") + (("max-autotune",) if kind == "training" else ())
+    parser.add_argument("--compile", type=one_of("choice", choices))
     parser.add_argument("--rounds", type=at_least(2), default=20)
     parser.add_argument("--min_time", type=_number, default=0.02)
     parser.add_argument("--time_limit", type=_number)
@@ -244,6 +254,7 @@ def _workloads(asked: argparse.Namespace, device_type: str) -> list[Any]:
             overrides=overrides,
             optimizer=asked.optimizer,
             cuda_graphs=asked.cuda_graphs == "true",
+            autotune=asked.compile == "max-autotune",
         )
         with torch.device("meta"):
             build_vit(model, image_size=image, patch_size=patch, **overrides)
