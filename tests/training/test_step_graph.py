@@ -242,9 +242,7 @@ def test_auto_records_where_it_can_and_is_silent_elsewhere(tmp_path, monkeypatch
 
 def test_the_network_alone_says_why(tmp_path, rehearsal, monkeypatch, capsys):
     seen = {}
-    monkeypatch.setattr(
-        module, "compile_network", lambda net, device, cuda_graphs: seen.update(graphs=cuda_graphs)
-    )
+    monkeypatch.setattr(module, "compile_network", lambda net, device, **options: seen.update(options))
     monkeypatch.setattr("vit_gelu.training.speed.compiled_graphs", lambda: 1)
     record = train(
         tmp_path / "a",
@@ -254,7 +252,7 @@ def test_the_network_alone_says_why(tmp_path, rehearsal, monkeypatch, capsys):
         trainer__precision="32-true",
     )
     assert record["env"]["cuda_graphs"] == "network"
-    assert seen == {"graphs": True}
+    assert seen == {"cuda_graphs": True, "autotune": False}
     assert "CUDA graphs: the network alone: the step of sgd" in capsys.readouterr().out
     assert sum(g.recordings for g in rehearsal) == 0
 
