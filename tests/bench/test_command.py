@@ -302,7 +302,7 @@ def test_help_imports_no_torch(argv):
 
 def test_tuned_products_and_half_tokens_where_they_cannot_be(capsys):
     error = refusal(capsys, "training", *FAST, "--compile", "max-autotune")
-    assert "--compile max-autotune: needs a CUDA GPU, and the device is cpu" in error
+    assert "--compile max-autotune: needs a CUDA GPU; this run is on cpu" in error
     assert "true, false, both" in refusal(capsys, "activations", *FAST, "--compile", "max-autotune")
     half = ["--model.residual_precision", "half"]
     assert "means nothing in float32" in refusal(capsys, "training", *FAST, *half, "--dtypes", "float32")

@@ -33,7 +33,16 @@ def stream(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"layer_scale": 0.5}, {"pooling": "mean", "stem": "conv"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layer_scale": 0.5},
+        {"pooling": "mean", "stem": "conv"},
+        {"pooling": "mean", "class_token": False, "position_embedding": "none"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("precision", "dtype"), zip(("full", "half"), STREAM, strict=True))
 def test_dtype_of_the_stream(precision, dtype, options):
     net, x = vit(precision, **options), torch.randn(2, 3, 16, 16)

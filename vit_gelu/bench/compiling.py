@@ -13,9 +13,9 @@ from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.findings import OK
 from vit_gelu.cli.machine import check_compiler
+from vit_gelu.training.compilation import AUTOTUNE
 
 EAGER, COMPILED = "eager", "compiled"
-AUTOTUNE = "max-autotune"  # compiled, with products chosen by timing
 MODES = {"false": (EAGER,), "true": (COMPILED,), "both": (EAGER, COMPILED), AUTOTUNE: (COMPILED,)}
 
 

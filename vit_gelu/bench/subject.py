@@ -90,16 +90,6 @@ def fastest_attention(
     return {what: choose_attention(shape, device).kernel for what, shape in zip(PASSES, both, strict=True)}
 
 
-def check_autotuning(device: torch.device) -> None:
-    """Refuse to choose products by timing where there is nothing to choose from.
-
-    Raises:
-        UsageError: no CUDA GPU.
-    """
-    if device.type != "cuda":
-        raise UsageError(f"--compile max-autotune: needs a CUDA GPU, and the device is {device}; take true")
-
-
 def check_residual(precision: str | None, dtypes: Sequence[str]) -> None:
     """Refuse tokens in half precision where all is in float32.
 

@@ -154,13 +154,14 @@ def run(kind: str, asked: argparse.Namespace) -> int:
 
         work = _hidden_sizes(asked, options.device.type)
     else:
-        from vit_gelu.bench.subject import check_autotuning, check_graphs, check_residual
+        from vit_gelu.bench.subject import check_graphs, check_residual
         from vit_gelu.bench.training import comparisons as compare  # type: ignore[assignment]
+        from vit_gelu.training.compilation import AUTOTUNE, check_autotuning
 
         if asked.cuda_graphs == "true":
             check_graphs(options.device, options.dtypes, asked.optimizer)
-        if asked.compile == "max-autotune":
-            check_autotuning(options.device)
+        if asked.compile == AUTOTUNE:
+            check_autotuning(options.device, "--compile")
         check_residual(asked.model_residual_precision, options.dtypes)
         work = _workloads(asked, options.device.type)
     folder = _folder(kind, asked.out)

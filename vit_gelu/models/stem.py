@@ -36,7 +36,25 @@ def _grid(image_size: tuple[int, int], patch_size: tuple[int, int], stride: int 
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
-class PatchEmbed(nn.Module):
+class Embed(nn.Module):
+    """What all stems have.
+
+    Attributes:
+        image_size: height, width in pixels.
+        in_channels: channels of the image.
+        grid_size: rows, columns of patches.
+    """
+
+    image_size: tuple[int, int]
+    in_channels: int
+    grid_size: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid_size)
+
+
+class PatchEmbed(Embed):
     """Patches times a matrix: ViT paper (arXiv:2010.11929), Eq. 1. Names are timm's.
 
     Args:
@@ -67,10 +85,6 @@ class PatchEmbed(nn.Module):
         # A convolution by its parameters, for their names and shapes; it is computed as the product that it is.
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size, bias=bias)
 
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid_size)
-
     def forward(self, x: Tensor) -> Tensor:
         check_image_shape(x, self.in_channels, self.image_size)
         height, width = self.patch_size
@@ -96,7 +110,7 @@ class ConvUnit(nn.Module):
         return self.act(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-class ConvEmbed(nn.Module):
+class ConvEmbed(Embed):
     """Overlapping convolutions instead of patches: Xiao et al. 2021 (arXiv:2106.14881), §4.
 
     One convolution 3×3 of stride 2 for every halving that ``patch_size`` asks for, each twice as wide as the one
@@ -143,17 +157,13 @@ class ConvEmbed(nn.Module):
         self.convs = nn.Sequential(*(ConvUnit(i, o, norm_eps) for i, o in pairwise([in_channels, *widths])))
         self.proj = nn.Conv2d(embed_dim, embed_dim, 1, bias=bias)
 
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid_size)
-
     def forward(self, x: Tensor) -> Tensor:
         check_image_shape(x, self.in_channels, self.image_size)
         tokens = rearrange(self.convs(x), "b d h w -> b (h w) d")
         return F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
 
 
-class HybridEmbed(nn.Module):
+class HybridEmbed(Embed):
     """Patches of a ResNet's feature map: the hybrid of ViT paper §3.1 and appendix B. Names are timm's.
 
     The network is BiT's ResNet (GroupNorm, weight standardisation; Kolesnikov et al. 2019, arXiv:1912.11370),
@@ -189,10 +199,6 @@ class HybridEmbed(nn.Module):
         features = 64 * 2 ** (len(layers) + 1) if layers else 64
         kernel = (patch_size[0] // stride, patch_size[1] // stride)
         self.proj = nn.Conv2d(features, embed_dim, kernel, stride=kernel, bias=bias)
-
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid_size)
 
     def forward(self, x: Tensor) -> Tensor:
         check_image_shape(x, self.in_channels, self.image_size)

@@ -289,9 +289,12 @@ class VisionTransformer(nn.Module):
 
     def _residual(self, x: Tensor) -> Tensor:
         """Tokens as the blocks add to them: under autocast in the precision that was asked for."""
-        if self.residual_precision == "full" or not torch.is_autocast_enabled(x.device.type):
+        device_type = x.device.type
+        if not torch.is_autocast_enabled(device_type):
             return x
-        return x.to(torch.get_autocast_dtype(x.device.type))
+        # Without position embeddings and tokens in front, patches are in half precision as they come.
+        half = self.residual_precision == "half"
+        return x.to(torch.get_autocast_dtype(device_type) if half else torch.float32)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w) -> tokens after the last block and norm, (b, num_tokens, embed_dim)."""

@@ -91,21 +91,22 @@ def check_cuda_graphs(trainer: Any) -> None:
         )
 
 
-def check_autotuning(device: torch.device) -> None:
+def check_autotuning(device: torch.device, option: str = "--model.compile") -> None:
     """Refuse to tune products where there is nothing to choose from: on a CPU they are our own kernels or a library's.
 
     Raises:
-        ValueError: no CUDA GPU.
+        ValueError: no CUDA GPU; names the option.
     """
     if device.type != "cuda":
         raise ValueError(
-            f"--model.compile {AUTOTUNE}: needs a CUDA GPU; this run is on {device.type}: take --model.compile true"
+            f"{option} {AUTOTUNE}: needs a CUDA GPU; this run is on {device.type}: take {option} true"
         )
 
 
 def compile_options(device_type: str, *, cuda_graphs: bool = False, autotune: bool = False) -> dict[str, Any]:
     """What torch.compile is told about a whole network, by training and by benchmarks: ``options``."""
     if device_type == "cpu":
+        assert not autotune, "check_autotuning was not asked"
         return cpu_options()
     from torch._inductor import list_mode_options
 
@@ -129,10 +130,8 @@ def compile_network(
             can hold the bias and the activation that follow it. It takes minutes the first time.
 
     Raises:
-        ValueError: no compiler, or products to be tuned on a CPU.
+        ValueError: no compiler.
     """
-    if autotune:
-        check_autotuning(device)
     check_compiler(device)
     # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
     for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
