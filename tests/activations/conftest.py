@@ -34,17 +34,23 @@ def mish(z):
     return mp.tanh(mp.log1p(mp.exp(z)))
 
 
-CDFS = {"normal": normal, "logistic": logistic, "laplace": laplace, "uniform": uniform, "mish": mish}
+def normal_tanh(z):
+    return (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3))) / 2
 
-GELU_TANH_SCALE = mp.sqrt(2 / mp.pi)
+
+CDFS = {
+    "normal": normal,
+    "logistic": logistic,
+    "laplace": laplace,
+    "uniform": uniform,
+    "mish": mish,
+    "normal_tanh": normal_tanh,
+}
 
 # Name -> (function, points where its slope jumps).
 ORACLES: dict[str, tuple[Callable, tuple[float, ...]]] = {
     "gelu": (lambda x: x * normal(x), ()),
-    "gelu_tanh": (
-        lambda x: x / 2 * (1 + mp.tanh(GELU_TANH_SCALE * (x + mp.mpf("0.044715") * x**3))),
-        (),
-    ),
+    "gelu_tanh": (lambda x: x * normal_tanh(x), ()),
     "gelu_sigmoid": (lambda x: x * logistic(mp.mpf("1.702") * x), ()),
     "relu": (lambda x: max(x, mp.mpf(0)), (0.0,)),
     "elu": (lambda x: x if x > 0 else mp.expm1(x), ()),

@@ -75,7 +75,13 @@ def test_what_is_compiled_is_what_was_asked_for(kernel, fused):
 
 
 def test_all_kernels_are_tested_where_they_run():
-    assert set(KERNELS) - set(ON_CPU) == {"efficient", "cudnn", "avx512", "triton"}  # the last two elsewhere
+    assert set(KERNELS) - set(ON_CPU) == {
+        "efficient",
+        "cudnn",
+        "amx",
+        "avx512",
+        "triton",
+    }  # the last three elsewhere
 
 
 def test_strided_takes_what_is_not_contiguous():

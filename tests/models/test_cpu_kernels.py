@@ -13,9 +13,8 @@ from vit_gelu.models.attention_kernels import KERNELS
 from vit_gelu.models.cpu_kernels import build, products
 from vit_gelu.models.linear import Linear
 
-here = pytest.mark.skipif(
-    build.library() is None, reason="needs AVX-512-BF16 without AMX, and a C++ compiler"
-)
+OWN = build.instructions() or "avx512"
+here = pytest.mark.skipif(build.library() is None, reason="needs AMX or AVX-512-BF16, and a C++ compiler")
 MATRICES = [(256, 64, 48), (257, 8, 2), (300, 33, 130), (513, 100, 34), (1023, 10, 500), (400, 7, 50)]
 HEADS = [
     (2, 65, 3, 64),
@@ -73,7 +72,7 @@ def test_no_number_depends_on_the_number_of_threads(threads):
     results = []
     for n in (1, 2, 3, 7):
         threads(n)
-        out = KERNELS["avx512"](qkv, 0.0)
+        out = KERNELS[OWN](qkv, 0.0)
         by_qkv = torch.autograd.grad(out, qkv, grad)
         results.append([products.product(x, w, turned=True), *products.weight_gradient(dy, x), out, *by_qkv])
     for other in results[1:]:
@@ -91,7 +90,7 @@ def test_attention_against_float64(shape, scale):
     out = KERNELS["explicit"](true, 0.0)
     (by_qkv,) = torch.autograd.grad(out, true, grad.double())
     errors = []
-    for name, given in (("avx512", own), ("explicit", written)):
+    for name, given in ((OWN, own), ("explicit", written)):
         got = KERNELS[name](given, 0.0)
         assert got.dtype == torch.bfloat16
         errors.append([off(got, out), off(torch.autograd.grad(got, given, grad)[0], by_qkv)])
@@ -102,7 +101,7 @@ def test_attention_against_float64(shape, scale):
 def test_rows_without_a_finite_share_do_not_spoil_others():
     """Scores far apart: weights underflow to 0, and no row becomes NaN."""
     qkv = numbers(1, 9, 3, 1, 16, scale=40.0)
-    assert KERNELS["avx512"](qkv, 0.0).isfinite().all()
+    assert KERNELS[OWN](qkv, 0.0).isfinite().all()
 
 
 @here
@@ -112,7 +111,7 @@ def test_operators_are_proper():
     torch.library.opcheck(torch.ops.vit_gelu.product.default, (x, w, bias, True), test_utils=tests)
     torch.library.opcheck(torch.ops.vit_gelu.weight_gradient.default, (dy, x), test_utils=tests)
     qkv = numbers(2, 5, 3, 2, 16).requires_grad_()
-    torch.library.opcheck(torch.ops.vit_gelu.avx512_attention.default, (qkv,), test_utils=tests)
+    torch.library.opcheck(torch.ops.vit_gelu.cpu_attention.default, (qkv,), test_utils=tests)
 
 
 @here
@@ -159,28 +158,36 @@ def test_without_them_the_operators_do_what_torch_does(monkeypatch):
 @pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 16), (torch.bfloat16, 24)])
 def test_attention_refuses_what_it_cannot_do(dtype, d):
     with pytest.raises(RuntimeError, match="takes bfloat16 and heads of a multiple of 16"):
-        KERNELS["avx512"](torch.zeros(1, 2, 3, 1, d, dtype=dtype), 0.0)
+        KERNELS[OWN](torch.zeros(1, 2, 3, 1, d, dtype=dtype), 0.0)
     with pytest.raises(RuntimeError, match="no dropout"):
-        KERNELS["avx512"](torch.zeros(1, 2, 3, 1, 16, dtype=torch.bfloat16), 0.1)
+        KERNELS[OWN](torch.zeros(1, 2, 3, 1, 16, dtype=torch.bfloat16), 0.1)
+
+
+ZEN4 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"})
 
 
 @pytest.mark.parametrize(
-    ("extra", "suits"), [(set(), True), ({"amx_bf16", "amx_tile"}, False), ({"-avx512_bf16"}, False)]
+    ("flags", "kind"),
+    [
+        (ZEN4, "avx512"),
+        (ZEN4 | {"amx_bf16", "amx_tile", "amx_int8"}, "amx"),
+        (ZEN4 | {"amx_int8", "amx_tile"}, "avx512"),
+        (ZEN4 - {"avx512_bf16"}, None),
+    ],
 )
-def test_which_processors_suit(monkeypatch, extra, suits):
+def test_which_processors_suit(monkeypatch, flags, kind):
     monkeypatch.setattr(build.sys, "platform", "linux")
     monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
-    missing = {flag[1:] for flag in extra if flag.startswith("-")}
-    assert build.suits(frozenset((build.NEEDS | extra) - missing)) is suits
+    assert build.kind(flags) == kind
     monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
-    assert not build.suits(frozenset(build.NEEDS))
+    assert build.kind(flags) is None
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """The library, not loaded yet, with an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "suits", lambda: True)
+    monkeypatch.setattr(build, "kind", lambda: OWN)
     return build.library.__wrapped__
 
 
@@ -214,7 +221,7 @@ def test_operations_are_counted():
         products.weight_gradient(numbers(300, 8), numbers(300, 6))
     assert counter.get_total_flops() == 2 * 2 * 300 * 8 * 6
     counts = []
-    for kernel in ("avx512", "explicit"):
+    for kernel in (OWN, "explicit"):
         with FlopCounterMode(display=False) as counter:
             KERNELS[kernel](qkv, 0.0).sum().backward()
         counts.append(counter.get_total_flops())

@@ -5,8 +5,6 @@ themselves (the double backward of our own autograd functions goes through them)
 At a kink the value is the one that torch's backward uses: the limit from the left.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,12 +31,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.0830,  0.5000,  1.0830])
     """
-    # (1 + tanh u)/2 = s(2u): as sigmoids neither tail loses its digits.
-    x = widen(x)
-    scale = 2.0 * math.sqrt(2.0 / math.pi)
-    u2 = scale * (x + 0.044715 * x**3)
-    left = torch.sigmoid(u2)
-    return left + x * left * torch.sigmoid(-u2) * scale * (1.0 + 3.0 * 0.044715 * x * x)
+    return cdf_linear_unit(x, "normal_tanh")
 
 
 def gelu_sigmoid(x: Tensor) -> Tensor:

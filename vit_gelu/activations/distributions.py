@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vit_gelu.suggest import unknown
 
+# Φ(z) ≈ s(2u), u = √(2/π)(z + 0.044715 z³): GELU paper §2.
+TANH_SCALE, CUBE = 2.0 * math.sqrt(2.0 / math.pi), 0.044715
+
 
 def normal_cdf(z: Tensor) -> Tensor:
     """Φ(z) = (1 + erf(z/√2))/2, with an error that is small against 1, as in torch's GELU.
@@ -73,6 +76,22 @@ def mish_pdf(z: Tensor, cdf: Tensor) -> Tensor:
     return w * (1.0 + w) * (2.0 / (w * (w + 2.0) + 2.0)) ** 2
 
 
+def _bounded(z: Tensor) -> Tensor:
+    return z.clamp(-25.0, 25.0)  # beyond, F is 0 or 1 even in float64, and its formula might give 0·∞
+
+
+def normal_tanh_cdf(z: Tensor) -> Tensor:
+    """(1 + tanh u)/2 = s(2u) with u = √(2/π)(z + 0.044715 z³), s the sigmoid: no digits lost in the left tail."""
+    z = _bounded(z)
+    return torch.sigmoid(z * (TANH_SCALE + TANH_SCALE * CUBE * (z * z)))
+
+
+def normal_tanh_pdf(z: Tensor, cdf: Tensor) -> Tensor:
+    """F(z)·F(−z)·2u′ with u as above."""
+    z = _bounded(z)
+    return cdf * normal_tanh_cdf(-z) * (TANH_SCALE + 3.0 * TANH_SCALE * CUBE * (z * z))
+
+
 @dataclass(frozen=True)
 class Distribution:
     """A continuous distribution in standard form.
@@ -109,8 +128,15 @@ UNIFORM = Distribution(
     uniform_pdf,
 )
 MISH = Distribution("mish", "tanh(log(1 + exp(z)))", r"\tanh(\log(1 + e^z))", mish_cdf, mish_pdf)
+NORMAL_TANH = Distribution(
+    "normal_tanh",
+    "(1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))/2",
+    r"\tfrac12\left(1 + \tanh\left(\sqrt{2/\pi}\,(z + 0.044715\,z^3)\right)\right)",
+    normal_tanh_cdf,
+    normal_tanh_pdf,
+)
 
-DISTRIBUTIONS = {d.name: d for d in (NORMAL, LOGISTIC, LAPLACE, UNIFORM, MISH)}
+DISTRIBUTIONS = {d.name: d for d in (NORMAL, LOGISTIC, LAPLACE, UNIFORM, MISH, NORMAL_TANH)}
 
 
 def distribution(name: str) -> Distribution:

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vit_gelu.activations.distributions import CUBE, TANH_SCALE
+
 PIECE = 1 << 16  # elements: 256 KiB of float32
 SHARED_PIECE = 1 << 23  # with several threads
 aten = torch.ops.aten
+_CUBE = CUBE / TANH_SCALE**2
 HALF, ONE = torch.tensor(0.5), torch.tensor(1.0)
 
 
@@ -99,6 +102,22 @@ def mish_slope(v: Tensor, s: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> 
     return aten.tanh_backward.grad_input(grad, cdf, grad_input=out).mul_(s)
 
 
+def normal_tanh_argument(v: Tensor, out: Tensor) -> Tensor:
+    """2u = v + cv³ for v = 2√(2/π)·z."""
+    return torch.addcmul(v, v, torch.mul(v, v, out=out), value=_CUBE, out=out)
+
+
+def normal_tanh(v: Tensor, u2: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """The sigmoid of 2u."""
+    return torch.sigmoid(u2, out=out)
+
+
+def normal_tanh_slope(v: Tensor, u2: Tensor, cdf: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """F(v)·F(−v)·(1 + 3cv²)."""
+    slope = torch.sigmoid(u2.neg_(), out=u2).mul_(cdf).mul_(grad)
+    return torch.addcmul(slope, slope, torch.mul(v, v, out=out), value=3.0 * _CUBE, out=out)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One distribution in terms of v = scale·z.
@@ -125,6 +144,7 @@ KERNELS = {
     "laplace": Kernels(laplace, laplace_slope, laplace_tail, factor=0.5),
     "uniform": Kernels(uniform, uniform_slope, scale=0.5),
     "mish": Kernels(mish, mish_slope, sigmoid),
+    "normal_tanh": Kernels(normal_tanh, normal_tanh_slope, normal_tanh_argument, scale=TANH_SCALE),
 }
 
 

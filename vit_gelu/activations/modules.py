@@ -59,6 +59,16 @@ class GELU(nn.GELU):
         return functional.gelu(input)
 
 
+class GELUTanh(nn.GELU):
+    """``functional.gelu_tanh``: torch's module with an exact left tail, and faster on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("tanh")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.gelu_tanh(input)
+
+
 class GELUSigmoid(nn.Module):
     """``functional.gelu_sigmoid``."""
 
@@ -135,7 +145,8 @@ class CDFLinearUnit(ShapedActivation):
     """x·F((x − μ)/σ), ``functional.cdf_linear_unit``; parameters ``mu`` and ``log_sigma`` if learnable.
 
     Args:
-        cdf: normal (GELU), logistic (SiLU), laplace, uniform (hard-swish, with sigma 3) or mish.
+        cdf: normal (GELU), normal_tanh (its approximation by tanh), logistic (SiLU), laplace, uniform (hard-swish, with
+            sigma 3) or mish.
         mu: location; where learning starts, if learnable.
         sigma: scale, positive; likewise. σ is learned as exp(log σ), so it stays positive.
         learnable: learn μ and σ.

@@ -209,7 +209,7 @@ _GLU_PAPER = "Shazeer 2020, arXiv:2002.05202"
 register_activation("gelu", modules.GELU, formula="x Phi(x)", latex=r"x\,\Phi(x)", paper=_GELU_PAPER)
 register_activation(
     "gelu_tanh",
-    lambda: nn.GELU(approximate="tanh"),
+    modules.GELUTanh,
     formula="x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2",
     latex=r"\tfrac{x}{2}\left(1 + \tanh\left(\sqrt{2/\pi}\,(x + 0.044715\,x^3)\right)\right)",
     paper=_GELU_PAPER,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vit_gelu.activations import half_precision
+from vit_gelu.activations import distributions, half_precision
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 1024  # elements at a time where one μ and one σ serve all
@@ -22,6 +22,7 @@ TILES = 8  # one below the other, in one program: so many times fewer partial su
 
 # Kernels may read constants of this kind alone.
 P = tl.constexpr(half_precision.P)
+TANH_SCALE, CUBE = tl.constexpr(distributions.TANH_SCALE), tl.constexpr(distributions.CUBE)
 C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in half_precision.C)
 
 
@@ -45,6 +46,11 @@ def _cdf_and_pdf(z, NAME: tl.constexpr, HALF: tl.constexpr):
     elif NAME == "uniform":  # comparisons, because minimum and maximum may drop NaN
         cdf = tl.where(z <= -1.0, 0.0, tl.where(z >= 1.0, 1.0, 0.5 * z + 0.5))
         pdf = tl.where((z > -1.0) & (z < 1.0), 0.5, 0.0)
+    elif NAME == "normal_tanh":
+        z = tl.where(z > 25.0, 25.0, tl.where(z < -25.0, -25.0, z))
+        u2 = z * (TANH_SCALE + TANH_SCALE * CUBE * (z * z))
+        cdf = 1.0 / (1.0 + tl.exp(-u2))
+        pdf = cdf / (1.0 + tl.exp(u2)) * (TANH_SCALE + 3.0 * TANH_SCALE * CUBE * (z * z))
     else:
         tl.static_assert(NAME == "mish", "no kernel for this distribution")
         w = tl.exp(tl.where(z > 40.0, 40.0, z))

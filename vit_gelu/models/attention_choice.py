@@ -24,14 +24,19 @@ from torch import Tensor
 
 from vit_gelu.models.attention import resolve_attention
 from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
-from vit_gelu.models.cpu_kernels.build import library
+from vit_gelu.models.cpu_kernels.build import instructions
 
 CANDIDATES = {
-    "cpu": ("explicit", "matmul", "strided", "avx512", "flash"),
+    "cpu": ("explicit", "matmul", "strided", "amx", "avx512", "flash"),
     "cuda": ("explicit", "matmul", "triton", "sdpa", "flash", "efficient", "cudnn"),
 }
 COMPILED = {
-    "cpu": ("explicit", "avx512", "flash"),  # strided compiles to what explicit does, and takes seconds to
+    "cpu": (
+        "explicit",
+        "amx",
+        "avx512",
+        "flash",
+    ),  # strided compiles to what explicit does, and takes seconds to
     "cuda": ("explicit", "triton", "sdpa", "flash", "efficient", "cudnn"),
 }
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
@@ -85,8 +90,7 @@ class Shape:
         """The default first, then what may beat it."""
         names = (COMPILED if self.compiled else CANDIDATES).get(self.device, ())
         out = set(WITHOUT_DROPOUT) if self.dropout else set()
-        if self.dtype != "bfloat16" or library() is None:
-            out.add("avx512")
+        out |= {"amx", "avx512"} - ({instructions()} if self.dtype == "bfloat16" else set())
         if not fits_on_chip(max(self.tokens, self.longest), self.head_dim, getattr(torch, self.dtype)):
             out.add("triton")
         return [self.default, *(n for n in names if n != self.default and n not in out)]

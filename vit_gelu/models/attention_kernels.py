@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit_gelu.activations.compiled import compiled_for_cpu
 from vit_gelu.models.cpu_kernels.attention import attention as own_attention
+from vit_gelu.models.cpu_kernels.build import instructions
 
 Kernel = Callable[[Tensor, float], Tensor]
 
@@ -93,14 +94,27 @@ def _without(dropout: float) -> None:
         raise RuntimeError("this kernel has no dropout")
 
 
-def avx512(qkv: Tensor, dropout: float) -> Tensor:
-    """Each head at a time, its matrices in the cache: bfloat16 on a CPU with AVX-512-BF16, without dropout.
+def in_cache(qkv: Tensor, dropout: float, wanted: str) -> Tensor:
+    """Each head at a time, its matrices in the cache: bfloat16 on a CPU with AMX or AVX-512-BF16, without dropout.
+
+    Args:
+        qkv: as for all.
+        dropout: 0.
+        wanted: ``amx`` or ``avx512``; a CPU has one of them here, AMX if it can.
 
     Raises:
         RuntimeError: not for this machine, dtype or size of heads; or with dropout.
     """
     _without(dropout)
+    here = _instructions()
+    if here not in (wanted, None):
+        raise RuntimeError(f"attention by {wanted}: this CPU has {here}")
     return own_attention(qkv)
+
+
+@torch.compiler.assume_constant_result
+def _instructions() -> str | None:
+    return instructions()
 
 
 def fits_on_chip(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
@@ -180,12 +194,13 @@ KERNELS: dict[str, Kernel] = {
     "explicit": explicit,
     "matmul": matmul,
     "strided": strided,
-    "avx512": avx512,
+    "amx": partial(in_cache, wanted="amx"),
+    "avx512": partial(in_cache, wanted="avx512"),
     "triton": on_chip,
     "sdpa": fused,
     **{name: partial(fused, backend=backend) for name, backend in BACKENDS.items()},
 }
-WITHOUT_DROPOUT = ("strided", "avx512", "triton")
+WITHOUT_DROPOUT = ("strided", "amx", "avx512", "triton")
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vit_gelu.activations.compiled import compiled_for_cpu
 from vit_gelu.models.cpu_kernels import products
-from vit_gelu.models.cpu_kernels.build import library
+from vit_gelu.models.cpu_kernels.build import instructions, library
 
 
 def _product_then_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -75,8 +75,9 @@ class _Own(torch.autograd.Function):
 
 
 def computed_by(device_type: str, *, bfloat16: bool, compiled: bool) -> str:
-    """What multiplies in ``Linear`` layers with bias: ``avx512``, our own kernels, or ``torch``."""
-    return "avx512" if device_type == "cpu" and bfloat16 and compiled and _kernels_here() else "torch"
+    """What multiplies in ``Linear`` layers with bias: ``amx`` or ``avx512``, our own kernels, or ``torch``."""
+    own = instructions() if device_type == "cpu" and bfloat16 and compiled else None
+    return own or "torch"
 
 
 @torch.compiler.assume_constant_result

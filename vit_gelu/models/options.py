@@ -12,6 +12,7 @@ ATTENTIONS = (
     "explicit",
     "matmul",
     "strided",
+    "amx",
     "avx512",
     "triton",
     "sdpa",

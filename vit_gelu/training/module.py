@@ -63,7 +63,7 @@ class ClassificationModule(RunModule):
         stem: patch (linear patches; default), conv (overlapping convolutions), or resnet_stem, resnet26 or resnet50
             (the hybrid of the paper).
         attention: auto (the fastest by a measurement), explicit, matmul or strided (softmax written out),
-            avx512 (bfloat16 on some CPUs), triton (up to 128 tokens in half precision on a GPU), sdpa (torch's
+            amx or avx512 (bfloat16 on some CPUs), triton (up to 128 tokens in half precision on a GPU), sdpa (torch's
             choice), flash, efficient, cudnn or math.
         attention_choice: What auto came to, [in training, in evaluation]; a run writes it into its config.yaml,
             so that it goes on and is repeated with the same arithmetic.

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 as an operator of torch, by the C++ file of the same name."""
+"""Attention in bfloat16 as an operator of torch, by the C++ files of the same name."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from torch.utils.flop_counter import register_flop_formula
 from vit_gelu.models.cpu_kernels.build import library
 
 
-@torch.library.custom_op("vit_gelu::avx512_attention", mutates_args=())
+@torch.library.custom_op("vit_gelu::cpu_attention", mutates_args=())
 def _attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Output (b, n, h·d), and the logarithm to base 2 of each row's sum, (b, h, n) in float32."""
     own = library()
     b, n, _, h, d = qkv.shape
     if own is None or qkv.dtype != torch.bfloat16 or d % 16 or qkv.device.type != "cpu":
         raise RuntimeError(
-            f"attention by avx512 takes bfloat16 and heads of a multiple of 16, on a CPU with AVX-512-BF16, not "
-            f"{qkv.dtype}, heads of {d}, on {qkv.device}{'' if own else ' without it'}"
+            f"attention by our own CPU kernels takes bfloat16 and heads of a multiple of 16, on a CPU with AMX or "
+            f"AVX-512-BF16, not {qkv.dtype}, heads of {d}, on {qkv.device}{'' if own else ' without it'}"
         )
     qkv = qkv.contiguous()
     out, logs = _outputs(qkv)
@@ -24,7 +24,7 @@ def _attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
     return out, logs
 
 
-@torch.library.custom_op("vit_gelu::avx512_attention_backward", mutates_args=())
+@torch.library.custom_op("vit_gelu::cpu_attention_backward", mutates_args=())
 def _backward(grad: Tensor, qkv: Tensor, logs: Tensor) -> Tensor:
     """The gradient for qkv, (b, n, 3, h, d), from that for the output."""
     own = library()
@@ -63,13 +63,13 @@ def _differentiate(ctx: torch.autograd.function.BackwardCFunction, grad: Tensor,
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.vit_gelu.avx512_attention)
+@register_flop_formula(torch.ops.vit_gelu.cpu_attention)
 def _(qkv: list[int], **_: object) -> int:
     b, n, _three, h, d = qkv
     return 4 * b * h * n * n * d
 
 
-@register_flop_formula(torch.ops.vit_gelu.avx512_attention_backward)
+@register_flop_formula(torch.ops.vit_gelu.cpu_attention_backward)
 def _(grad: list[int], qkv: list[int], *_: object, **__: object) -> int:
     b, n, _three, h, d = qkv
     return 8 * b * h * n * n * d  # without the weights that are computed again

@@ -13,10 +13,15 @@ from pathlib import Path
 
 from vit_gelu.activations.generated import cpp_compiler
 
-NEEDS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-BETTER = {"amx_bf16"}  # torch's own products use these tiles, which are faster
-INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "fma")
-FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *(f"-m{name}" for name in INSTRUCTIONS)]
+# What a processor must have, in Linux's names, and the files for it end in; the better first.
+VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+KINDS = {"amx": VECTORS | {"amx_tile", "amx_bf16"}, "avx512": VECTORS}
+OPTIONS = {
+    "avx512_bf16": "avx512bf16",
+    "amx_tile": "amx-tile",
+    "amx_bf16": "amx-bf16",
+}  # in the compilers' names
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma"]
 SECONDS = 120  # that a compiler gets; it takes one or two
 
 
@@ -35,12 +40,12 @@ def processor_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def suits(flags: frozenset[str] | None = None) -> bool:
-    """Whether the files here are for a processor with these flags (by default this one): AVX-512-BF16, no tiles."""
+def kind(flags: frozenset[str] | None = None) -> str | None:
+    """Which of the files here are for a processor with these flags (by default this one): ``amx``, ``avx512``, none."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
     flags = processor_flags() if flags is None else flags
-    return (
-        sys.platform == "linux" and platform.machine() == "x86_64" and flags >= NEEDS and not flags & BETTER
-    )
+    return next((name for name, needs in KINDS.items() if flags >= needs), None)
 
 
 @cache
@@ -49,11 +54,13 @@ def library() -> ctypes.CDLL | None:
 
     The latter is said in a warning, once.
     """
-    compiler = cpp_compiler()
-    if not suits() or compiler is None:
+    compiler, wanted = cpp_compiler(), kind()
+    if wanted is None or compiler is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
+        loaded = ctypes.CDLL(str(_compiled(compiler, wanted)))
+        if wanted == "amx" and loaded.prepare() != 0:
+            raise OSError("the operating system does not grant the registers of AMX")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = next((line for line in said.splitlines() if line.strip()), type(error).__name__)
@@ -72,20 +79,28 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _compiled(compiler: str) -> Path:
+def instructions() -> str | None:
+    """What computes bfloat16 here by the files of this folder: ``amx``, ``avx512``, or None if they cannot."""
+    return kind() if library() is not None else None
+
+
+def _compiled(compiler: str, wanted: str) -> Path:
     """The file in the cache folder for these sources, flags and compiler; made if it is not there."""
     here = Path(__file__).parent
     sources = {
-        path.name: path.read_bytes() for pattern in ("*.h", "*.cpp") for path in sorted(here.glob(pattern))
+        path.name: path.read_bytes()
+        for pattern in ("*.h", f"*_{wanted}.cpp")
+        for path in sorted(here.glob(pattern))
     }
-    made_from = [*sources.values(), compiler.encode(), *(flag.encode() for flag in FLAGS)]
+    flags = [*FLAGS, *(f"-m{OPTIONS.get(name, name)}" for name in sorted(KINDS[wanted]))]
+    made_from = [*sources.values(), compiler.encode(), *(flag.encode() for flag in flags)]
     file = cache_folder() / f"{hashlib.sha256(chr(0).encode().join(made_from)).hexdigest()[:24]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as work:
             partial = Path(work, file.name)
             code = [str(here / name) for name in sources if name.endswith(".cpp")]
-            command = [compiler, *FLAGS, *code, "-o", str(partial)]
+            command = [compiler, *flags, *code, "-o", str(partial)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
             os.replace(partial, file)  # when whole: another process may be at it, too
     return file

@@ -1,6 +1,6 @@
 """The three products of a linear layer in bfloat16 as operators of torch: x·Wᵀ + b, dy·W, and dyᵀ·x with dy's sums.
 
-By the C++ file of the same name where it can be built. Elsewhere the operators exist as well, for compiled code that
+By the C++ files of the same name where they can be built. Elsewhere the operators exist as well, for compiled code that
 was kept, and do what torch does.
 """
 

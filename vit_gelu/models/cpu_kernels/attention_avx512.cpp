@@ -3,8 +3,6 @@
 // a multiple of 16. The backward pass computes the weights again from the logarithm of each row's sum (Dao et al. 2022,
 // arXiv:2205.14135, appendix B.2), in base 2.
 
-#include <math.h>
-
 #include "pairs.h"
 
 namespace {
@@ -62,68 +60,19 @@ inline void product(Left left, int64_t rows, const uint32_t *right, int64_t stri
         }
 }
 
-// Rows interleaved two by two: (n, columns) -> (n/2, columns) pairs, columns a multiple of 16.
-void interleave_rows(const bf16 *from, int64_t stride, int64_t n, int64_t columns, uint32_t *to) {
-    for (int64_t r = 0; r < n; r += 2, to += columns)
-        for (int64_t c = 0; c < columns; c += 32) {
-            const bf16 *row = from + r * stride + c;
-            const bool last = r + 1 == n;
-            const __mmask32 mask = first32(columns - c);
-            __m512i low, high;
-            interleave(row, last ? row : row + stride, mask, last ? 0 : mask, &low, &high);
-            _mm512_storeu_si512(to + c, low);
-            if (columns - c > 16) _mm512_storeu_si512(to + c + 16, high);
-        }
-}
-
 // Pairs along each row, turned: (n, d) -> (d/2, wide) pairs, zeros past n.
 void turn(const bf16 *from, const Shape &s, uint32_t *to) {
     for (int64_t r = 0; r < s.wide; r += 16)
         for (int64_t c = 0; c < s.d / 2; c += 16) {
             const __mmask16 mask = first16(s.d / 2 - c);
-            __m512i x[16], y[16];
+            __m512i x[16];
             for (int i = 0; i < 16; i++)
                 x[i] = _mm512_maskz_loadu_epi32(r + i < s.n ? mask : 0, from + least(r + i, s.n - 1) * s.token + 2 * c);
-            for (int i = 0; i < 16; i += 2) y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]), y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-            for (int i = 0; i < 16; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    x[i + 2 * j] = _mm512_unpacklo_epi64(y[i + j], y[i + j + 2]);
-                    x[i + 2 * j + 1] = _mm512_unpackhi_epi64(y[i + j], y[i + j + 2]);
-                }
-            for (int i = 0; i < 16; i += 8)
-                for (int j = 0; j < 4; j++) {
-                    y[i + j] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0x88);
-                    y[i + j + 4] = _mm512_shuffle_i32x4(x[i + j], x[i + j + 4], 0xdd);
-                }
-            for (int j = 0; j < 8; j++) {
-                x[j] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0x88);
-                x[j + 8] = _mm512_shuffle_i32x4(y[j], y[j + 8], 0xdd);
-            }
+            transpose(x);
             for (int64_t i = 0; i < least(16, s.d / 2 - c); i++) _mm512_storeu_si512(to + (c + i) * s.wide + r, x[i]);
         }
 }
 
-// 2^x for x ≤ 0, relative error 2e-7.
-inline __m512 power(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);  // (ln 2)ᵏ / k!
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
-}
-
-// Asks for rows of the next head while this one is computed.
-inline void fetch(const bf16 *rows, int64_t stride, int64_t n, int64_t d) {
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t c = 0; c < d; c += 32) _mm_prefetch((const char *)(rows + r * stride + c), _MM_HINT_T1);
-}
-
-inline void store(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 inline const uint32_t *pairs_of(const bf16 *row) { return reinterpret_cast<const uint32_t *>(row); }
 
 void forward(const bf16 *qkv, const bf16 *next, const Shape &s, int64_t width, float scale, bf16 *out, float *logs) {
