@@ -5,6 +5,12 @@
 
 #include "tiles.h"
 
+#ifndef NTB
+#define NTB 2000000
+#endif
+#ifndef PREF
+#define PREF(p) _mm_prefetch(p, _MM_HINT_T1)
+#endif
 namespace {
 
 constexpr int64_t CHUNK = 64;            // rows of a product at a time: with a panel, they stay in the first-level cache
@@ -37,10 +43,27 @@ void pack_panel(const bf16 *from, int64_t depth, int64_t columns, bool turned, i
     }
 }
 
+// A block of sums, plus bias, to bfloat16.
+inline void finish(const float *sums, int64_t rows, int64_t columns, const float *bias, bf16 *out, int64_t stride, bool past) {
+    const __mmask32 mask = first32(columns);
+    const __mmask16 second = first16(columns - 16);
+    const __m512 low = bias ? _mm512_maskz_loadu_ps(first16(columns), bias) : _mm512_setzero_ps();
+    const __m512 high = bias && second ? _mm512_maskz_loadu_ps(second, bias + 16) : _mm512_setzero_ps();
+    for (int64_t i = 0; i < rows; i++, sums += SIDE, out += stride) {
+        const __m512 left = _mm512_add_ps(_mm512_load_ps(sums), low), right = _mm512_add_ps(_mm512_load_ps(sums + 16), high);
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(right, left);
+        if (past)
+            _mm512_stream_si512((__m512i *)out, both);
+        else
+            _mm512_mask_storeu_epi16(out, mask, both);
+    }
+}
+
 // Rows of x by all packed panels, plus bias, to bfloat16.
-void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *packed, int64_t size, int64_t columns, const float *bias, bf16 *out) {
+void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *packed, int64_t size, int64_t columns, const float *bias, bf16 *out, int64_t coming, bool past) {
+    const bf16 *next = x + rows * depth;
     static thread_local Scratch scratch;
-    alignas(64) float sums[SIDE * SIDE];
+    alignas(64) float sums[2][SIDE * SIDE];
     const int64_t steps = over(depth, STEP);
     int64_t stride = depth;
     if (depth % STEP || rows % SIDE) {
@@ -50,18 +73,14 @@ void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *p
         for (int64_t r = 0; r < rows; r++) memcpy(filled + r * stride, x + r * depth, depth * sizeof(bf16));
         x = filled;
     }
-    for (int64_t c = 0; c < columns; c += SIDE, packed += size) {
-        const __mmask32 mask = first32(columns - c);
-        const __mmask16 first = first16(columns - c), second = first16(columns - c - 16);
-        const __m512 low = bias ? _mm512_maskz_loadu_ps(first, bias + c) : _mm512_setzero_ps();
-        const __m512 high = bias && second ? _mm512_maskz_loadu_ps(second, bias + c + 16) : _mm512_setzero_ps();
-        for (int64_t r = 0; r < rows; r += SIDE) {
-            block<2, 2>(x + r * stride, stride, packed, SIDE, steps, sums, SIDE);
-            for (int64_t i = 0; i < least(SIDE, rows - r); i++) {
-                const __m512 left = _mm512_add_ps(_mm512_load_ps(sums + i * SIDE), low);
-                const __m512 right = _mm512_add_ps(_mm512_load_ps(sums + i * SIDE + 16), high);
-                _mm512_mask_storeu_epi16(out + (r + i) * columns + c, mask, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-            }
+    // Tiles of the next block are multiplied while the sums of this one are rounded: two buffers.
+    const int64_t tall = over(rows, SIDE), all = tall * over(columns, SIDE);
+    Ahead ahead{{{next, coming * depth, coming * depth, coming > 0}}, coming * depth / 32.0 / (all * steps)};
+    for (int64_t t = 0; t <= all; t++) {
+        if (t < all) block<2, 2>(x + t % tall * SIDE * stride, stride, packed + t / tall * size, SIDE, steps, sums[t % 2], SIDE, &ahead);
+        if (t) {
+            const int64_t r = (t - 1) % tall * SIDE, c = (t - 1) / tall * SIDE;
+            finish(sums[(t - 1) % 2], least(SIDE, rows - r), columns - c, bias ? bias + c : nullptr, out + r * columns + c, columns, past);
         }
     }
 }
@@ -122,17 +141,15 @@ void gradient_part(const bf16 *dy, int64_t stride_dy, const bf16 *x, int64_t str
         pack_turned(dy + r * stride_dy, stride_dy, depth, m, left, db);
         pack_panels(x + r * stride_x, stride_x, depth, n, right);
         const int64_t tiles = tall / SIDE * broad;
+        Ahead ahead{{{dy + next * stride_dy, stride_dy, m, coming}, {x + next * stride_x, stride_x, n, coming}}, 0};
+        ahead.each = double(ahead.left[0].lines() + ahead.left[1].lines()) / (tiles * steps);
         int64_t t = 0;
         for (int64_t j = 0; j < broad; j++)
             for (int64_t i = 0; i < tall; i += SIDE, t++) {
-                for (int64_t q = next + t * coming / tiles; q < next + (t + 1) * coming / tiles; q++) {
-                    fetch(dy + q * stride_dy, 0, 1, m);
-                    fetch(x + q * stride_x, 0, 1, n);
-                }
                 if (r)
-                    block<2, 2, true>(left + i * TALL, TALL, right + j * WIDE, SIDE, steps, sums + t * one, SIDE);
+                    block<2, 2, true>(left + i * TALL, TALL, right + j * WIDE, SIDE, steps, sums + t * one, SIDE, &ahead);
                 else
-                    block<2, 2>(left + i * TALL, TALL, right + j * WIDE, SIDE, steps, sums + t * one, SIDE);
+                    block<2, 2>(left + i * TALL, TALL, right + j * WIDE, SIDE, steps, sums + t * one, SIDE, &ahead);
             }
     }
     for (int64_t j = 0; j < n; j += SIDE)
@@ -180,6 +197,7 @@ void product(const bf16 *x, const bf16 *w, const float *bias, int64_t rows, int6
     const int64_t panels = over(columns, SIDE), size = whole(depth, STEP) / 2 * SIDE + LINE;
     uint32_t *packed = scratch.pairs(panels * size);
     const int64_t chunk = rows >= 4 * CHUNK * threads ? CHUNK : SIDE, chunks = over(rows, chunk);
+    const bool past = columns % SIDE == 0 && (uintptr_t)out % 64 == 0 && rows * columns * 2 >= NTB;
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
@@ -187,7 +205,7 @@ void product(const bf16 *x, const bf16 *w, const float *bias, int64_t rows, int6
         for (int64_t p = 0; p < panels; p++) pack_panel(w, depth, columns, turned, p, packed + p * size);
 #pragma omp for schedule(static)
         for (int64_t q = 0; q < chunks; q++)
-            chunk_product(x + q * chunk * depth, least(chunk, rows - q * chunk), depth, packed, size, columns, bias, out + q * chunk * columns);
+            chunk_product(x + q * chunk * depth, least(chunk, rows - q * chunk), depth, packed, size, columns, bias, out + q * chunk * columns, least(chunk, rows - (q + 1) * chunk), past);
     }
 }
 }

@@ -19,10 +19,31 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
+// Memory that is needed next, asked for line by line between multiplications: many at once would block other loads.
+struct Ahead {
+    struct Rows {
+        const bf16 *from;
+        int64_t stride, columns, rows;
+        int64_t lines() const { return over(columns, 32) * rows; }
+    };
+    Rows left[2];  // one after the other
+    double each, owed = 0;  // lines per step
+    int64_t column = 0;
+    inline void step() {
+        for (owed += each; owed >= 1; owed--) {
+            if (left[0].rows <= 0) left[0] = left[1], left[1].rows = 0;
+            if (left[0].rows <= 0) return;
+            _mm_prefetch((const char *)(left[0].from + column), _MM_HINT_T1);
+            column += 32;
+            if (column >= left[0].columns) column = 0, left[0].from += left[0].stride, left[0].rows--;
+        }
+    }
+};
+
 // out (16·M, 16·N) = left·right, or += if ADD. left: rows of 32·steps numbers; right: rows of pairs; strides in numbers,
 // pairs and floats.
 template <int M, int N, bool ADD = false>
-inline void block(const bf16 *left, int64_t stride, const uint32_t *right, int64_t width, int64_t steps, float *out, int64_t out_stride) {
+inline void block(const bf16 *left, int64_t stride, const uint32_t *right, int64_t width, int64_t steps, float *out, int64_t out_stride, Ahead *ahead = nullptr) {
     const int64_t bytes = 2 * stride, right_bytes = 4 * width, out_bytes = 4 * out_stride;
     float *below = out + 16 * out_stride;
     if (ADD) {
@@ -37,6 +58,7 @@ inline void block(const bf16 *left, int64_t stride, const uint32_t *right, int64
         if (M > 1 && N > 1) _tile_zero(3);
     }
     for (int64_t k = 0; k < steps; k++, left += STEP, right += STEP / 2 * width) {
+        if (ahead) ahead->step();
         _tile_loadd(4, left, bytes);
         _tile_loadd(6, right, right_bytes);
         _tile_dpbf16ps(0, 4, 6);
