@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vit_gelu"
 ALLOWED = {
     "randomness": set(),
     "suggest": set(),
-    "activations": {"suggest"},
-    "models": {"randomness", "suggest", "activations"},
+    "cpu_kernels": set(),
+    "activations": {"suggest", "cpu_kernels"},
+    "models": {"randomness", "suggest", "activations", "cpu_kernels"},
     "data": {"randomness", "suggest"},
     "training": {"randomness", "suggest", "activations", "models", "data"},
     "probes": {"randomness", "suggest"},

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vit_gelu.activations import CDFLinearUnit, build_activation, eager, generated
 from vit_gelu.activations.autograd import kernels_for
 from vit_gelu.activations.distributions import DISTRIBUTIONS
+from vit_gelu.cpu_kernels import build
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -109,14 +110,14 @@ def test_switched_off_with_torchs_own_switch(monkeypatch, variable):
 
 def test_without_a_compiler(monkeypatch, recwarn):
     monkeypatch.setenv("CXX", os.path.join("nowhere", "g++"))
-    generated.cpp_compiler.cache_clear()
+    build.cpp_compiler.cache_clear()
     try:
         assert kernels_for(torch.randn(4, 4), 0.0, 1.0) is eager
         x = torch.randn(50, 7, requires_grad=True)
         compare(CDFLinearUnit("normal", learnable=True), x, torch.randn(50, 7))
     finally:
         monkeypatch.undo()
-        generated.cpp_compiler.cache_clear()
+        build.cpp_compiler.cache_clear()
     assert not recwarn.list
 
 

@@ -1,8 +1,8 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x. On a CPU both passes go through ``generated`` or, small or without a compiler,
-``eager``; on a GPU through ``triton_kernels`` where Triton is installed.
+backward pass recomputes from x. On a CPU both passes go through ``one_pass`` (bfloat16, with AMX), ``generated`` or,
+small or without a compiler, ``eager``; on a GPU through ``triton_kernels`` where Triton is installed.
 
 Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by
 itself, and the transforms of ``torch.func``, whose forward mode is silently wrong at second order for any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_gelu.activations import eager, generated
+from vit_gelu.activations import eager, generated, one_pass
 from vit_gelu.activations.distributions import Distribution
 from vit_gelu.activations.eager import has_memory
 from vit_gelu.activations.formulas import cdf_partials, cdf_product
@@ -34,7 +34,7 @@ def _triton_kernels() -> ModuleType | None:
 
 def kernels_for(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> ModuleType | None:
     """The module whose ``forward`` and ``backward`` take these, or None: then the plain formula serves."""
-    candidates = (_triton_kernels(),) if x.is_cuda else (generated, eager)
+    candidates = (_triton_kernels(),) if x.is_cuda else (one_pass, generated, eager)
     return next((kernels for kernels in candidates if kernels and kernels.fits(x, mu, sigma)), None)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_gelu.activations import bernoulli, eager, half_precision
+from vit_gelu.activations import bernoulli, eager, half_precision, one_pass
 from vit_gelu.activations.autograd import CDFProduct
 from vit_gelu.activations.compiled import compiled_for_cpu
 from vit_gelu.activations.distributions import (
@@ -35,13 +35,14 @@ def gelu(x: Tensor) -> Tensor:
     """x·Φ(x), Φ the standard normal CDF, by erf: Hendrycks & Gimpel 2016 (arXiv:1606.08415), §2.
 
     This is torch's kernel. It forms Φ as 1 + erf, so its error is absolute (float rounding of x), not relative:
-    below x ≈ −5 (float32) the tiny negative values lose their digits. Compiled for a CPU in half precision it is
-    ``half_precision``, which is faster and keeps them.
+    below x ≈ −5 (float32) the tiny negative values lose their digits. In half precision on a CPU, compiled, it is
+    ``half_precision`` or ``one_pass``, which are faster and keep them; the latter also in eager code.
 
     >>> gelu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1587,  0.0000,  0.8413])
     """
-    return cdf_product(x, 0.0, 1.0, NORMAL) if half_precision.serves(x) else F.gelu(x)
+    own = half_precision.serves(x) or (not torch.compiler.is_compiling() and one_pass.fits(x, 0.0, 1.0))
+    return _cdf_product(x, 0.0, 1.0, NORMAL) if own else F.gelu(x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def silu(x: Tensor) -> Tensor:
     >>> silu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.2689,  0.0000,  0.7311])
     """
-    return F.silu(x)
+    return one_pass.compiled(x, "logistic") if one_pass.serves(x) else F.silu(x)
 
 
 def cdf_linear_unit(
@@ -120,6 +121,9 @@ def cdf_linear_unit(
 def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
     if x.dim() == 0:  # parameters of shape (1,) would broadcast it
         return _cdf_product(x[None], mu, sigma, dist)[0]
+    numbers = not isinstance(mu, Tensor) and not isinstance(sigma, Tensor)
+    if numbers and one_pass.serves(x):
+        return one_pass.compiled(x, dist.name, float(mu), float(sigma))
     tensors = [t for t in (x, mu, sigma) if isinstance(t, Tensor)]
     if torch.compiler.is_compiling() or not all(eager.has_memory(t) for t in tensors):
         return cdf_product(x, mu, sigma, dist)
@@ -206,6 +210,8 @@ def relu_squared(x: Tensor) -> Tensor:
     >>> relu_squared(torch.tensor([-1.0, 0.0, 3.0]))
     tensor([0., 0., 9.])
     """
+    if one_pass.serves(x):
+        return one_pass.compiled(x, "squared")
     positive = rectify(x, 0.0)
     return positive * positive  # not .square(), which autocast turns into float32
 
@@ -228,7 +234,7 @@ def hardswish(x: Tensor) -> Tensor:
     >>> hardswish(torch.tensor([-3.0, 0.0, 3.0]))
     tensor([-0., 0., 3.])
     """
-    return F.hardswish(x)
+    return one_pass.compiled(x, "uniform", 0.0, 3.0) if one_pass.serves(x) else F.hardswish(x)
 
 
 SOFTPLUS_THRESHOLD = 40.0  # torch's 20 is 2e-9 off there, which float64 sees

@@ -6,9 +6,6 @@ large tensors only, and where there is a C++ compiler.
 """
 
 import os
-import shlex
-import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -23,17 +20,11 @@ from vit_gelu.activations import eager
 from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.activations.distributions import DISTRIBUTIONS
 from vit_gelu.activations.formulas import cdf_partials, cdf_product
+from vit_gelu.cpu_kernels.build import cpp_compiler
 
 LEAST = 1 << 20  # elements from which it pays
 
 _broken = False
-
-
-@cache
-def cpp_compiler() -> str | None:
-    """Path of the C++ compiler that torch.compile would use for a CPU; None if there is none."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    return shutil.which((named or ["clang++" if sys.platform == "darwin" else "g++"])[0])
 
 
 def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_gelu.activations import one_pass
 from vit_gelu.activations.compiled import compiled_for_cpu
+from vit_gelu.cpu_kernels import activations
 
 
 def slope_at(y: Tensor, negative_slope: float) -> Tensor:
@@ -26,7 +28,7 @@ class Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, negative_slope: float) -> Tensor:
-        return F.relu(x) if negative_slope == 0.0 else F.leaky_relu(x, negative_slope)
+        return _rectified(x, negative_slope)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -36,6 +38,8 @@ class Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
+        if one_pass.serves(y):
+            return activations.backward(grad, y, "rectifier", ctx.negative_slope, 1.0), None
         return grad * slope_at(y, ctx.negative_slope), None
 
 
@@ -44,4 +48,10 @@ def rectify(x: Tensor, negative_slope: float) -> Tensor:
     trained = torch.is_grad_enabled() and x.requires_grad
     if trained and negative_slope >= 0 and compiled_for_cpu(x):
         return Rectified.apply(x, negative_slope)
+    return _rectified(x, negative_slope)
+
+
+def _rectified(x: Tensor, negative_slope: float) -> Tensor:
+    if one_pass.serves(x):
+        return activations.value(x, "rectifier", negative_slope, 1.0)
     return F.relu(x) if negative_slope == 0.0 else F.leaky_relu(x, negative_slope)

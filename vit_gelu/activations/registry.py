@@ -233,7 +233,7 @@ register_activation(
 )
 register_activation(
     "silu",
-    lambda: nn.SiLU(),
+    modules.SiLU,
     formula="x sigmoid(x)",
     latex=r"x\,\sigma(x)",
     paper="Hendrycks & Gimpel 2016, arXiv:1606.08415; Elfwing et al. 2017, arXiv:1702.03118",
@@ -292,7 +292,7 @@ register_activation(
 )
 register_activation(
     "hardswish",
-    lambda: nn.Hardswish(),
+    modules.Hardswish,
     formula="x min(max(x + 3, 0), 6) / 6",
     latex=r"\tfrac{x}{6}\min(\max(x + 3, 0), 6)",
     paper="Howard et al. 2019, arXiv:1905.02244",

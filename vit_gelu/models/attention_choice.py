@@ -22,9 +22,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from vit_gelu.cpu_kernels.build import instructions
 from vit_gelu.models.attention import resolve_attention
 from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
-from vit_gelu.models.cpu_kernels.build import instructions
 
 CANDIDATES = {
     "cpu": ("explicit", "matmul", "strided", "amx", "avx512", "flash"),

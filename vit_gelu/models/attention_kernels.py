@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit_gelu.activations.compiled import compiled_for_cpu
-from vit_gelu.models.cpu_kernels.attention import attention as own_attention
-from vit_gelu.models.cpu_kernels.build import instructions
+from vit_gelu.cpu_kernels.attention import attention as own_attention
+from vit_gelu.cpu_kernels.build import instructions
 
 Kernel = Callable[[Tensor, float], Tensor]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_gelu.activations.compiled import compiled_for_cpu
-from vit_gelu.models.cpu_kernels import products
-from vit_gelu.models.cpu_kernels.build import instructions, library
+from vit_gelu.cpu_kernels import products
+from vit_gelu.cpu_kernels.build import instructions, library
 
 
 def _product_then_bias(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

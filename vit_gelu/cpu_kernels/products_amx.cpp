@@ -5,12 +5,6 @@
 
 #include "tiles.h"
 
-#ifndef NTB
-#define NTB 2000000
-#endif
-#ifndef PREF
-#define PREF(p) _mm_prefetch(p, _MM_HINT_T1)
-#endif
 namespace {
 
 constexpr int64_t CHUNK = 64;            // rows of a product at a time: with a panel, they stay in the first-level cache
@@ -44,23 +38,19 @@ void pack_panel(const bf16 *from, int64_t depth, int64_t columns, bool turned, i
 }
 
 // A block of sums, plus bias, to bfloat16.
-inline void finish(const float *sums, int64_t rows, int64_t columns, const float *bias, bf16 *out, int64_t stride, bool past) {
+inline void finish(const float *sums, int64_t rows, int64_t columns, const float *bias, bf16 *out, int64_t stride, bool far) {
     const __mmask32 mask = first32(columns);
     const __mmask16 second = first16(columns - 16);
     const __m512 low = bias ? _mm512_maskz_loadu_ps(first16(columns), bias) : _mm512_setzero_ps();
     const __m512 high = bias && second ? _mm512_maskz_loadu_ps(second, bias + 16) : _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; i++, sums += SIDE, out += stride) {
         const __m512 left = _mm512_add_ps(_mm512_load_ps(sums), low), right = _mm512_add_ps(_mm512_load_ps(sums + 16), high);
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(right, left);
-        if (past)
-            _mm512_stream_si512((__m512i *)out, both);
-        else
-            _mm512_mask_storeu_epi16(out, mask, both);
+        put(out, mask, (__m512i)_mm512_cvtne2ps_pbh(right, left), far);
     }
 }
 
 // Rows of x by all packed panels, plus bias, to bfloat16.
-void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *packed, int64_t size, int64_t columns, const float *bias, bf16 *out, int64_t coming, bool past) {
+void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *packed, int64_t size, int64_t columns, const float *bias, bf16 *out, int64_t coming, bool far) {
     const bf16 *next = x + rows * depth;
     static thread_local Scratch scratch;
     alignas(64) float sums[2][SIDE * SIDE];
@@ -80,7 +70,7 @@ void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *p
         if (t < all) block<2, 2>(x + t % tall * SIDE * stride, stride, packed + t / tall * size, SIDE, steps, sums[t % 2], SIDE, &ahead);
         if (t) {
             const int64_t r = (t - 1) % tall * SIDE, c = (t - 1) / tall * SIDE;
-            finish(sums[(t - 1) % 2], least(SIDE, rows - r), columns - c, bias ? bias + c : nullptr, out + r * columns + c, columns, past);
+            finish(sums[(t - 1) % 2], least(SIDE, rows - r), columns - c, bias ? bias + c : nullptr, out + r * columns + c, columns, far);
         }
     }
 }
@@ -197,15 +187,16 @@ void product(const bf16 *x, const bf16 *w, const float *bias, int64_t rows, int6
     const int64_t panels = over(columns, SIDE), size = whole(depth, STEP) / 2 * SIDE + LINE;
     uint32_t *packed = scratch.pairs(panels * size);
     const int64_t chunk = rows >= 4 * CHUNK * threads ? CHUNK : SIDE, chunks = over(rows, chunk);
-    const bool past = columns % SIDE == 0 && (uintptr_t)out % 64 == 0 && rows * columns * 2 >= NTB;
+    const bool far = columns % SIDE == 0 && past_caches(out, rows * columns);
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < panels; p++) pack_panel(w, depth, columns, turned, p, packed + p * size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t q = 0; q < chunks; q++)
-            chunk_product(x + q * chunk * depth, least(chunk, rows - q * chunk), depth, packed, size, columns, bias, out + q * chunk * columns, least(chunk, rows - (q + 1) * chunk), past);
+            chunk_product(x + q * chunk * depth, least(chunk, rows - q * chunk), depth, packed, size, columns, bias, out + q * chunk * columns, least(chunk, rows - (q + 1) * chunk), far);
+        _mm_sfence();
     }
 }
 }

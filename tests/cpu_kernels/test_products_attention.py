@@ -9,8 +9,8 @@ from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
+from vit_gelu.cpu_kernels import build, products
 from vit_gelu.models.attention_kernels import KERNELS
-from vit_gelu.models.cpu_kernels import build, products
 from vit_gelu.models.linear import Linear
 
 OWN = build.instructions() or "avx512"

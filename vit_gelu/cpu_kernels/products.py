@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vit_gelu.models.cpu_kernels.build import library
+from vit_gelu.cpu_kernels.build import library
 
 ROWS = 256  # below, packing the weight costs more than it saves
 

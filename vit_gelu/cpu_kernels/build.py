@@ -4,14 +4,14 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
-
-from vit_gelu.activations.generated import cpp_compiler
 
 # What a processor must have, in Linux's names, and the files for it end in; the better first.
 VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
@@ -23,6 +23,13 @@ OPTIONS = {
 }  # in the compilers' names
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma"]
 SECONDS = 120  # that a compiler gets; it takes one or two
+
+
+@cache
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile would use for a CPU; None if there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    return shutil.which((named or ["clang++" if sys.platform == "darwin" else "g++"])[0])
 
 
 def cache_folder() -> Path:
@@ -72,6 +79,9 @@ def library() -> ctypes.CDLL | None:
     pointer, whole, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     loaded.product.argtypes = [pointer] * 3 + [whole] * 3 + [ctypes.c_int, pointer, threads]
     loaded.weight_gradient.argtypes = [pointer] * 2 + [whole] * 3 + [pointer] * 2 + [threads]
+    if wanted == "amx":
+        loaded.activation.argtypes = [threads, number, number, pointer, pointer, whole, pointer, threads]
+        loaded.activation.restype = None
     loaded.attention.argtypes = [pointer] + [whole] * 4 + [number] + [pointer] * 2 + [threads]
     loaded.attention_backward.argtypes = [pointer] * 3 + [whole] * 4 + [number, pointer, threads]
     for function in (loaded.product, loaded.weight_gradient, loaded.attention, loaded.attention_backward):

@@ -45,7 +45,7 @@ inline __m512i rounded(const float *sums, __m512 by, int64_t count) {
 }
 
 // Rows of sums to where tokens have them.
-void put(const float *sums, int64_t rows, const Shape &s, bf16 *to, int64_t stride) {
+void write(const float *sums, int64_t rows, const Shape &s, bf16 *to, int64_t stride) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < s.d; c += 32)
             _mm512_mask_storeu_epi16(to + r * stride + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(1.0f), s.d - c));
@@ -149,9 +149,9 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
     for (int64_t j = 0; j < s.n; j += SIDE) {
         const int64_t rows = least(SIDE, s.n - j), high = over(rows, 16);
         blocks(turned_scores + j * s.summed, s.summed, high, by_queries, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        put(sums, rows, s, to + j * s.token + width, s.token);
+        write(sums, rows, s, to + j * s.token + width, s.token);
         blocks(turned_weights + j * s.summed, s.summed, high, by_grads, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        put(sums, rows, s, to + j * s.token + 2 * width, s.token);
+        write(sums, rows, s, to + j * s.token + 2 * width, s.token);
     }
     bf16 *scores = turned_weights;  // no longer needed
     for (int64_t i = 0; i < s.rows; i += 16)
@@ -170,7 +170,7 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
     for (int64_t i = 0; i < s.n; i += SIDE) {
         const int64_t rows = least(SIDE, s.n - i), high = over(rows, 16);
         blocks(scores + i * s.summed, s.summed, high, by_keys, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        put(sums, rows, s, to + i * s.token, s.token);
+        write(sums, rows, s, to + i * s.token, s.token);
     }
 }
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vit_gelu.models.cpu_kernels.build import library
+from vit_gelu.cpu_kernels.build import library
 
 
 @torch.library.custom_op("vit_gelu::cpu_attention", mutates_args=())

@@ -103,6 +103,18 @@ inline void fetch(const bf16 *rows, int64_t stride, int64_t n, int64_t d) {
         for (int64_t c = 0; c < d; c += 32) _mm_prefetch((const char *)(rows + r * stride + c), _MM_HINT_T1);
 }
 
+// Whether a result is so large that its writes had better pass the caches by: what follows finds it in memory anyway, and
+// a line that is written whole need not be read first. Lines must be whole, so it begins at one.
+inline bool past_caches(const void *out, int64_t numbers) { return numbers >= 1 << 20 && reinterpret_cast<uintptr_t>(out) % 64 == 0; }
+
+// 32 numbers to memory; `far`, of whole lines, past the caches.
+inline void put(bf16 *to, __mmask32 mask, __m512i numbers, bool far) {
+    if (far && mask == ~0u)
+        _mm512_stream_si512((__m512i *)to, numbers);
+    else
+        _mm512_mask_storeu_epi16(to, mask, numbers);
+}
+
 inline void store(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
 }  // namespace

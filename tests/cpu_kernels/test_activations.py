@@ -1,0 +1,160 @@
+"""Activations in bfloat16 in one pass over memory, where the processor has AMX: against float64, eager and compiled."""
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+from vit_gelu.activations import CDFLinearUnit, build_activation
+from vit_gelu.activations.distributions import DISTRIBUTIONS
+from vit_gelu.activations.formulas import cdf_product
+from vit_gelu.cpu_kernels import activations, build
+
+here = pytest.mark.skipif(build.instructions() != "amx", reason="needs a CPU with AMX, and a C++ compiler")
+EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)  # each bfloat16 number there is
+COMPILED = ["gelu", "gelu_tanh", "gelu_sigmoid", "silu", "laplace_lu", "mish", "hardswish"]
+COMPILED += ["relu", "leaky_relu", "relu_squared"]
+
+
+def moderate():
+    """All numbers of size up to 1e4, in random order; of kinks' neighbourhood nothing is left out."""
+    x = EVERY[EVERY.isfinite() & (EVERY.abs() <= 1e4)]
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+
+
+def truth(kind, x, mu, sigma):
+    """Values and slopes in float64."""
+    x = x.double().requires_grad_()
+    if kind == "squared":
+        y = torch.relu(x) ** 2
+    elif kind == "rectifier":
+        y = torch.nn.functional.leaky_relu(x, mu)
+    else:
+        y = cdf_product(x, mu, sigma, DISTRIBUTIONS[kind])
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+@here
+@pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (0.3, 0.7)])
+@pytest.mark.parametrize("kind", activations.KINDS)
+def test_every_number_against_float64(kind, mu, sigma):
+    """Rounded once, but for what rounding z = (x − μ)/σ to float32 does; relative errors in the left tail, too."""
+    x = moderate()
+    y, slope = truth(kind, x, mu, sigma)
+    got = activations.value(x, kind, mu, sigma).double()
+    by_x = activations.backward(torch.ones_like(x), x, kind, mu, sigma).double()
+    smallest = 2.0**-126  # below it the instruction that rounds gives 0
+    torch.testing.assert_close(got, y, rtol=1.02 * 2.0**-8, atol=smallest)
+    if kind == "uniform":  # at a kink the slope hangs on the rounding of z
+        near = (((x.double() - mu) / sigma).abs() - 1).abs() < 1e-6
+        by_x, slope = by_x[~near], slope[~near]
+    torch.testing.assert_close(by_x, slope, rtol=1.02 * 2.0**-8, atol=3e-6)
+
+
+@here
+@pytest.mark.parametrize("kind", activations.KINDS)
+def test_nan_and_infinity(kind):
+    """NaN gives NaN; infinities their limits, or NaN."""
+    inf = float("inf")
+    x = torch.tensor([float("nan"), inf, -inf, 1.0]).bfloat16()
+    y = activations.value(x, kind, 0.0, 1.0)
+    assert y[0].isnan()
+    assert y[3].isfinite()
+    assert y[1].isnan() or y[1] == inf
+    assert y[2].isnan() or y[2] == 0.0
+    if kind not in ("rectifier", "squared"):
+        assert activations.backward(torch.ones_like(x), x, kind, 0.0, 1.0)[0].isnan()
+
+
+@here
+@pytest.mark.parametrize("n", [1, 31, 33, 4097, 2**20 + 5, 2**20 + 64])
+def test_any_size_and_number_of_threads(n):
+    """With ends that fill no register, and so large that results go past the caches."""
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)).bfloat16()
+    grad = torch.randn(n, generator=torch.Generator().manual_seed(1)).bfloat16()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(
+                (activations.value(x, "normal", 0.0, 1.0), activations.backward(grad, x, "normal", 0.0, 1.0))
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+    y, slope = truth("normal", x, 0.0, 1.0)
+    torch.testing.assert_close(results[0][0].double(), y, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(results[0][1].double(), slope * grad.double(), rtol=2**-7, atol=1e-4)
+
+
+@here
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_activations_use_them(name):
+    """In training and without gradients; the hidden tensor alone is kept, as float64 would have it to rounding."""
+    torch._dynamo.reset()
+    module = build_activation(name)
+    x = (3 * torch.randn(128, 1024, generator=torch.Generator().manual_seed(0))).bfloat16().requires_grad_()
+    grad = torch.randn(128, 1024, generator=torch.Generator().manual_seed(1)).bfloat16()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        y, codes = run_and_get_code(torch.compile(module), x)
+    (by_x,), backward_codes = run_and_get_code(lambda: torch.autograd.grad(y, x, grad))
+    assert "vit_gelu.activation.default" in "".join(codes)
+    assert "vit_gelu.activation_backward.default" in "".join(codes + backward_codes)
+    assert sum(t.numel() * t.element_size() for t in kept) == x.numel() * 2
+    exact = x.detach().double().requires_grad_()
+    expected = module(exact)
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-6)
+    (slope,) = torch.autograd.grad(expected, exact, grad.double())
+    torch.testing.assert_close(by_x.double(), slope, rtol=2**-7, atol=2**-8)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(module)(x), y)
+
+
+@here
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "gelu_sigmoid", "mish"])
+def test_eager_activations_use_them(name, monkeypatch):
+    used = []
+    for function in ("value", "backward"):
+        original = getattr(activations, function)
+        monkeypatch.setattr(
+            activations, function, lambda *a, f=original, n=function: (used.append(n), f(*a))[1]
+        )
+    x = torch.randn(128, 1024).bfloat16().requires_grad_()
+    build_activation(name)(x).sum().backward()
+    assert used == ["value", "backward"]
+
+
+@here
+@pytest.mark.parametrize(
+    "make", [lambda x: x[:, ::2], lambda x: x[:1], lambda x: x.half(), lambda x: x.float()]
+)
+def test_what_they_are_not_for(make):
+    """Strided, small, or of another dtype: another kernel computes the same."""
+    x = make(torch.randn(128, 1024).bfloat16())
+    assert not activations.serves(x)
+    torch.testing.assert_close(build_activation("gelu")(x), torch.nn.functional.gelu(x))
+
+
+@here
+def test_learned_parameters_go_elsewhere():
+    unit, x = CDFLinearUnit("normal", learnable=True), torch.randn(128, 1024).bfloat16()
+    y = unit(x)
+    y.float().sum().backward()
+    assert unit.mu.grad.item() != 0.0
+
+
+def test_elsewhere_they_are_refused(monkeypatch):
+    monkeypatch.setattr(activations, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="take bfloat16 and a CPU with AMX"):
+        activations.value(torch.zeros(4).bfloat16(), "normal", 0.0, 1.0)
+
+
+@here
+def test_operators_are_proper():
+    x = torch.randn(2**16).bfloat16()
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.vit_gelu.activation.default, (x, "mish", 0.0, 1.0), test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.vit_gelu.activation_backward.default, (x, x, "mish", 0.0, 1.0), test_utils=tests
+    )
