@@ -6,6 +6,7 @@
 
 namespace {
 
+constexpr int64_t AHEAD = 1024;  // numbers to ask for in advance: the processor's own prefetching stops at each page
 constexpr int64_t PIECE = 4096;  // numbers of a thread at a time
 
 inline __m512 number(float x) { return _mm512_set1_ps(x); }
@@ -126,6 +127,8 @@ void pass(const Use &use, const bf16 *x, const bf16 *grad, int64_t n, bf16 *out,
         for (int64_t start = 0; start < n; start += PIECE)
           for (int64_t i = start; i < least(n, start + PIECE); i += 32) {
             const __mmask32 mask = first32(n - i);
+            _mm_prefetch((const char *)(x + i + AHEAD), _MM_HINT_T0);
+            if (grad) _mm_prefetch((const char *)(grad + i + AHEAD), _MM_HINT_T0);
             const __m512i both = _mm512_maskz_loadu_epi16(mask, x + i);
             __m512 low = use(widen(_mm512_castsi512_si256(both))), high = use(widen(_mm512_extracti64x4_epi64(both, 1)));
             if (grad) {

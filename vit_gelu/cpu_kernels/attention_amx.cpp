@@ -45,13 +45,13 @@ inline __m512i rounded(const float *sums, __m512 by, int64_t count) {
 }
 
 // Rows of sums to where tokens have them.
-void write(const float *sums, int64_t rows, const Shape &s, bf16 *to, int64_t stride) {
+void write(const float *sums, int64_t rows, const Shape &s, bf16 *to, int64_t stride, bool far) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < s.d; c += 32)
-            _mm512_mask_storeu_epi16(to + r * stride + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(1.0f), s.d - c));
+            put(to + r * stride + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(1.0f), s.d - c), far);
 }
 
-void forward(const bf16 *qkv, const bf16 *next, const Shape &s, int64_t width, float scale, bf16 *out, float *logs) {
+void forward(const bf16 *qkv, Ahead ahead, const Shape &s, int64_t width, float scale, bool far, bf16 *out, float *logs) {
     static thread_local Scratch scratch;
     const int64_t wide = whole(s.rows, SIDE);  // of a row of scores: whole blocks, of which the last may be half used
     float *scores = reinterpret_cast<float *>(scratch.pairs(SIDE * wide + SIDE * whole(s.d, SIDE) + s.rows * s.deep / 2 * 3 + s.summed * s.d / 2 + SIDE * s.summed / 2));
@@ -65,10 +65,10 @@ void forward(const bf16 *qkv, const bf16 *next, const Shape &s, int64_t width, f
     const __m512 by = _mm512_set1_ps(scale * 1.44269504f);
     for (int64_t i = 0; i < s.n; i += SIDE) {
         const int64_t rows = least(SIDE, s.n - i), high = over(rows, 16);
-        for (int64_t part = 0; part < 3; part++) fetch(next + i * s.token + part * width, s.token, rows, s.d);
         blocks(queries + i * s.deep, s.deep, high, keys, s.rows, s.rows / 16, s.deep / STEP, scores, wide);
         alignas(64) float share[SIDE];
         for (int64_t r = 0; r < rows; r++) {
+            ahead.step();
             float *row = scores + r * wide;
             __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
             for (int64_t c = 0; c < s.n; c += 16) {
@@ -90,11 +90,11 @@ void forward(const bf16 *qkv, const bf16 *next, const Shape &s, int64_t width, f
         blocks(weights, s.summed, high, values, s.d, s.d / 16, s.summed / STEP, sums, s.d);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < s.d; c += 32)
-                _mm512_mask_storeu_epi16(out + (i + r) * width + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(share[r]), s.d - c));
+                put(out + (i + r) * width + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(share[r]), s.d - c), far);
     }
 }
 
-void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next_narrow, int64_t next_wide, const Shape &s, int64_t width, float scale, bf16 *to) {
+void backward(const bf16 *grad, const bf16 *qkv, const float *logs, Ahead ahead, const Shape &s, int64_t width, float scale, bool far, bf16 *to) {
     static thread_local Scratch scratch;
     const int64_t wide = whole(s.rows, SIDE), square = s.rows * s.summed, filled = s.rows * s.deep, by_token = s.summed * s.d / 2;
     float *weights = reinterpret_cast<float *>(scratch.pairs(2 * wide * wide + 2 * wide + SIDE * whole(s.d, SIDE) + 2 * filled + filled + 3 * by_token + 2 * square));
@@ -119,12 +119,11 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
     const __m512 by = _mm512_set1_ps(scale * 1.44269504f), times = _mm512_set1_ps(scale);
     for (int64_t j = 0; j < s.rows; j += SIDE) {
         const int64_t rows = least(SIDE, s.n - j), high = over(rows, 16);
-        for (int64_t part = 0; part < 3; part++) fetch(qkv + next_wide + j * s.token + part * width, s.token, rows, s.d);
-        fetch(grad + next_narrow + j * width, width, rows, s.d);
         float *weight = weights + j * wide, *slope = slopes + j * wide;
         blocks(keys + j * s.deep, s.deep, high, queries, s.rows, s.rows / 16, s.deep / STEP, weight, wide);
         blocks(values + j * s.deep, s.deep, high, grads, s.rows, s.rows / 16, s.deep / STEP, slope, wide);
-        for (int64_t r = 0; r < 16 * high; r++, weight += wide, slope += wide)
+        for (int64_t r = 0; r < 16 * high; r++, weight += wide, slope += wide) {
+            if (r < rows) ahead.step();
             for (int64_t c = 0; c < s.summed; c += 16) {
                 const __mmask16 mask = r < rows ? first16(s.n - c) : 0;
                 bf16 *place = turned_weights + (j + r) * s.summed + c;
@@ -138,6 +137,7 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
                 // From these numbers and not from the rounded output: where one weight is nearly 1 the difference is small.
                 _mm512_store_ps(means + c, _mm512_fmadd_ps(x, _mm512_load_ps(slope + c), _mm512_load_ps(means + c)));
             }
+        }
     }
     for (int64_t j = 0; j < s.rows; j++)
         for (int64_t c = 0; c < s.summed; c += 16) {
@@ -149,9 +149,9 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
     for (int64_t j = 0; j < s.n; j += SIDE) {
         const int64_t rows = least(SIDE, s.n - j), high = over(rows, 16);
         blocks(turned_scores + j * s.summed, s.summed, high, by_queries, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        write(sums, rows, s, to + j * s.token + width, s.token);
+        write(sums, rows, s, to + j * s.token + width, s.token, far);
         blocks(turned_weights + j * s.summed, s.summed, high, by_grads, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        write(sums, rows, s, to + j * s.token + 2 * width, s.token);
+        write(sums, rows, s, to + j * s.token + 2 * width, s.token, far);
     }
     bf16 *scores = turned_weights;  // no longer needed
     for (int64_t i = 0; i < s.rows; i += 16)
@@ -170,11 +170,17 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t next
     for (int64_t i = 0; i < s.n; i += SIDE) {
         const int64_t rows = least(SIDE, s.n - i), high = over(rows, 16);
         blocks(scores + i * s.summed, s.summed, high, by_keys, s.d, s.d / 16, s.summed / STEP, sums, s.d);
-        write(sums, rows, s, to + i * s.token, s.token);
+        write(sums, rows, s, to + i * s.token, s.token, far);
     }
 }
 
 Shape shape(int64_t n, int64_t h, int64_t d) { return {n, d, 3 * h * d, whole(d, STEP), whole(n, 16), whole(n, STEP)}; }
+
+// A head's share of the next image, which lies in one piece; none after the last.
+Ahead::Rows share(const bf16 *first, int64_t numbers, int64_t image, int64_t images, int64_t head, int64_t heads) {
+    const int64_t part = over(over(numbers, heads), 32) * 32;
+    return {first + (image + 1) * numbers + head * part, 0, least(part, numbers - head * part), image + 1 < images && head * part < numbers};
+}
 
 }  // namespace
 
@@ -183,29 +189,36 @@ extern "C" {
 // qkv (b, n, 3, h, d) -> out (b, n, h, d); logs (b, h, n), which the backward pass needs, may be null.
 void attention(const bf16 *qkv, int64_t b, int64_t n, int64_t h, int64_t d, float scale, bf16 *out, float *logs, int threads) {
     const Shape s = shape(n, h, d);
+    const bool far = d % 32 == 0 && past_caches(out, b * n * h * d);
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t q = 0; q < b * h; q++) {
-            const int64_t image = q / h, head = q % h * d, next = least(q + 1, b * h - 1);
-            forward(qkv + image * n * s.token + head, qkv + next / h * n * s.token + next % h * d, s, h * d, scale, out + image * n * h * d + head, logs ? logs + q * n : nullptr);
+            const int64_t image = q / h, head = q % h;
+            Ahead ahead{{share(qkv, n * s.token, image, b, head, h)}, 0};
+            ahead.each = double(ahead.left[0].lines()) / n;
+            forward(qkv + image * n * s.token + head * d, ahead, s, h * d, scale, far, out + image * n * h * d + head * d, logs ? logs + q * n : nullptr);
         }
+        _mm_sfence();
     }
 }
 
 // The gradient for qkv from that for out.
 void attention_backward(const bf16 *grad, const bf16 *qkv, const float *logs, int64_t b, int64_t n, int64_t h, int64_t d, float scale, bf16 *to, int threads) {
     const Shape s = shape(n, h, d);
+    const bool far = d % 32 == 0 && past_caches(to, b * n * s.token);
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t q = 0; q < b * h; q++) {
-            const int64_t image = q / h, head = q % h * d, narrow = image * n * h * d + head, at = image * n * s.token + head;
-            const int64_t next = least(q + 1, b * h - 1), next_narrow = next / h * n * h * d + next % h * d, next_wide = next / h * n * s.token + next % h * d;
-            backward(grad + narrow, qkv + at, logs + q * n, next_narrow - narrow, next_wide - at, s, h * d, scale, to + at);
+            const int64_t image = q / h, head = q % h, narrow = image * n * h * d + head * d, wide = image * n * s.token + head * d;
+            Ahead ahead{{share(qkv, n * s.token, image, b, head, h), share(grad, n * h * d, image, b, head, h)}, 0};
+            ahead.each = double(ahead.left[0].lines() + ahead.left[1].lines()) / n;
+            backward(grad + narrow, qkv + wide, logs + q * n, ahead, s, h * d, scale, far, to + wide);
         }
+        _mm_sfence();
     }
 }
 }

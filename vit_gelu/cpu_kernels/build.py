@@ -76,11 +76,12 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    pointer, whole, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    loaded.product.argtypes = [pointer] * 3 + [whole] * 3 + [ctypes.c_int, pointer, threads]
+    pointer, whole, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    flag = threads = ctypes.c_int
+    loaded.product.argtypes = [pointer] * 3 + [whole] * 3 + [flag, pointer, threads]
     loaded.weight_gradient.argtypes = [pointer] * 2 + [whole] * 3 + [pointer] * 2 + [threads]
     if wanted == "amx":
-        loaded.activation.argtypes = [threads, number, number, pointer, pointer, whole, pointer, threads]
+        loaded.activation.argtypes = [flag, number, number, pointer, pointer, whole, pointer, threads]
         loaded.activation.restype = None
     loaded.attention.argtypes = [pointer] + [whole] * 4 + [number] + [pointer] * 2 + [threads]
     loaded.attention_backward.argtypes = [pointer] * 3 + [whole] * 4 + [number, pointer, threads]

@@ -8,11 +8,12 @@
 namespace {
 
 constexpr int64_t CHUNK = 64;            // rows of a product at a time: with a panel, they stay in the first-level cache
-constexpr int64_t DEPTH = 256;           // rows per pass of a weight gradient
+constexpr int64_t DEPTH = 128;           // rows per pass of a weight gradient
 constexpr int64_t LINE = 16;             // pairs in a cache line; one more per panel keeps panels out of each other's sets
 constexpr int64_t TALL = DEPTH + STEP;   // numbers from one row of a turned matrix to the next
 constexpr int64_t WIDE = SIDE * DEPTH / 2 + LINE;  // pairs of a panel
-constexpr int64_t MOST = 512;            // rows and columns of a weight gradient at a time: in the second-level cache
+constexpr int64_t TALLEST = 768, LARGEST = 768 * 256;  // rows and numbers of a weight gradient in the second-level cache
+constexpr int64_t HALVES = 2;            // of all rows are summed up for themselves, whatever the number of threads
 
 // A panel of 32 columns of the right matrix, (depth, columns) or `turned` (columns, depth), as rows of pairs.
 void pack_panel(const bf16 *from, int64_t depth, int64_t columns, bool turned, int64_t panel, uint32_t *to) {
@@ -76,13 +77,15 @@ void chunk_product(const bf16 *x, int64_t rows, int64_t depth, const uint32_t *p
 }
 
 // Up to DEPTH rows, turned: rows of TALL numbers, one per column; their sums are added to `sums`, unless that is null.
-void pack_turned(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums) {
+void pack_turned(const bf16 *from, int64_t stride, int64_t rows, int64_t columns, bf16 *to, float *sums, Ahead *ahead) {
     const __m512i upper = _mm512_set1_epi32(0xffff0000);
     for (int64_t c = 0; c < columns; c += 32) {
         const __mmask32 mask = first32(columns - c);
         __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int64_t k = 0; k < rows; k += STEP) {
             __m512i x[2][16];
+            ahead->step();
+            ahead->step();
             for (int64_t i = 0; i < 16; i++) {
                 const int64_t r = k + 2 * i;
                 const bf16 *row = from + least(r, rows - 1) * stride + c;
@@ -128,11 +131,11 @@ void gradient_part(const bf16 *dy, int64_t stride_dy, const bf16 *x, int64_t str
     if (db) memset(db, 0, m * sizeof(float));
     for (int64_t r = 0; r < rows; r += DEPTH) {
         const int64_t depth = least(DEPTH, rows - r), steps = over(depth, STEP), next = r + depth, coming = least(DEPTH, rows - next);
-        pack_turned(dy + r * stride_dy, stride_dy, depth, m, left, db);
-        pack_panels(x + r * stride_x, stride_x, depth, n, right);
         const int64_t tiles = tall / SIDE * broad;
         Ahead ahead{{{dy + next * stride_dy, stride_dy, m, coming}, {x + next * stride_x, stride_x, n, coming}}, 0};
-        ahead.each = double(ahead.left[0].lines() + ahead.left[1].lines()) / (tiles * steps);
+        ahead.each = double(ahead.left[0].lines() + ahead.left[1].lines()) / (steps * (tiles + 2 * tall / SIDE));
+        pack_turned(dy + r * stride_dy, stride_dy, depth, m, left, db, &ahead);
+        pack_panels(x + r * stride_x, stride_x, depth, n, right);
         int64_t t = 0;
         for (int64_t j = 0; j < broad; j++)
             for (int64_t i = 0; i < tall; i += SIDE, t++) {
@@ -159,23 +162,34 @@ int prepare() { return static_cast<int>(syscall(SYS_arch_prctl, 0x1023, 18)); }
 
 // dw (out, in) = dyᵀ·x and db (out) = sums of dy's columns, in float32, from dy (rows, out) and x (rows, in).
 void weight_gradient(const bf16 *dy, const bf16 *x, int64_t rows, int64_t out, int64_t in, float *dw, float *db, int threads) {
-    // A grid of parts: every thread packs its columns of both matrices, and those of dy at a higher price.
+    static thread_local Scratch scratch;
+    // For each half a grid of parts: every thread packs its columns of both matrices, and those of dy at a higher price.
+    const int64_t half = whole(over(rows, HALVES), DEPTH), halves = over(rows, half), each = over(threads, halves);
     int64_t m = 0, n = 0;
     double best = 0;
-    for (int64_t a = 1; a <= threads; a++) {
-        const int64_t tall = whole(over(out, a), SIDE), broad = whole(over(in, over(threads, a)), SIDE);
+    for (int64_t a = 1; a <= each; a++) {
+        const int64_t tall = whole(over(out, a), SIDE), broad = whole(over(in, over(each, a)), SIDE);
         const double cost = double(tall) * broad + 128.0 * tall + 32.0 * broad;
         if (a == 1 || cost < best) best = cost, m = tall, n = broad;
     }
-    m = whole(over(m, over(m, MOST)), SIDE), n = whole(over(n, over(n, MOST)), SIDE);
-    const int64_t across = over(in, n), parts = over(out, m) * across;
+    m = whole(over(m, over(m, TALLEST)), SIDE);
+    n = whole(over(n, over(n, LARGEST / m)), SIDE);
+    const int64_t across = over(in, n), parts = over(out, m) * across, size = out * in;
+    float *other = reinterpret_cast<float *>(scratch.pairs(size + out));
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
 #pragma omp for schedule(static)
-        for (int64_t p = 0; p < parts; p++) {
-            const int64_t i = p / across * m, j = p % across * n;
-            gradient_part(dy + i, out, x + j, in, rows, least(m, out - i), least(n, in - j), dw + i * in + j, j ? nullptr : db + i);
+        for (int64_t p = 0; p < halves * parts; p++) {
+            const int64_t i = p % parts / across * m, j = p % across * n, start = p / parts * half;
+            float *weights = start ? other : dw, *bias = start ? other + size : db;
+            gradient_part(dy + start * out + i, out, x + start * in + j, in, least(half, rows - start), least(m, out - i), least(n, in - j), weights + i * in + j, j ? nullptr : bias + i);
+        }
+        if (halves > 1) {
+#pragma omp for schedule(static) nowait
+            for (int64_t k = 0; k < size; k++) dw[k] += other[k];
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < out; k++) db[k] += other[size + k];
         }
     }
 }
