@@ -66,7 +66,7 @@ void forward(const bf16 *qkv, Ahead ahead, const Shape &s, int64_t width, float 
     for (int64_t i = 0; i < s.n; i += SIDE) {
         const int64_t rows = least(SIDE, s.n - i), high = over(rows, 16);
         blocks(queries + i * s.deep, s.deep, high, keys, s.rows, s.rows / 16, s.deep / STEP, scores, wide);
-        alignas(64) float share[SIDE];
+        float total[SIDE];
         for (int64_t r = 0; r < rows; r++) {
             ahead.step();
             float *row = scores + r * wide;
@@ -83,14 +83,14 @@ void forward(const bf16 *qkv, Ahead ahead, const Shape &s, int64_t width, float 
                 sum = _mm512_add_ps(sum, x);
                 store(weights + r * s.summed + c, x);
             }
-            const float total = _mm512_reduce_add_ps(sum);
-            share[r] = 1.0f / total;
-            if (logs) logs[i + r] = _mm512_cvtss_f32(most) + log2f(total);
+            total[r] = _mm512_reduce_add_ps(sum);
+            if (logs) logs[i + r] = _mm512_cvtss_f32(most);
         }
+        for (int64_t r = 0; logs && r < rows; r++) logs[i + r] += log2f(total[r]);
         blocks(weights, s.summed, high, values, s.d, s.d / 16, s.summed / STEP, sums, s.d);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < s.d; c += 32)
-                put(out + (i + r) * width + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(share[r]), s.d - c), far);
+                put(out + (i + r) * width + c, first32(s.d - c), rounded(sums + r * s.d + c, _mm512_set1_ps(1.0f / total[r]), s.d - c), far);
     }
 }
 
