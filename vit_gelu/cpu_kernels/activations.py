@@ -13,9 +13,11 @@ KINDS = ("normal", "normal_tanh", "logistic", "laplace", "uniform", "mish", "squ
 LEAST = 1 << 16  # numbers from which a call of its own pays
 
 
-@torch.compiler.assume_constant_result
 def _here() -> bool:
     return instructions() == "amx"
+
+
+_here._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler's decorator would import dynamo now
 
 
 def serves(x: Tensor) -> bool:
