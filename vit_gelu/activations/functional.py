@@ -41,7 +41,8 @@ def gelu(x: Tensor) -> Tensor:
     >>> gelu(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1587,  0.0000,  0.8413])
     """
-    own = half_precision.serves(x) or (not torch.compiler.is_compiling() and one_pass.fits(x, 0.0, 1.0))
+    eagerly = x.dtype == torch.bfloat16 and not torch.compiler.is_compiling() and one_pass.fits(x, 0.0, 1.0)
+    own = eagerly or half_precision.serves(x)
     return _cdf_product(x, 0.0, 1.0, NORMAL) if own else F.gelu(x)
 
 
@@ -121,9 +122,8 @@ def cdf_linear_unit(
 def _cdf_product(x: Tensor, mu: Tensor | float, sigma: Tensor | float, dist: Distribution) -> Tensor:
     if x.dim() == 0:  # parameters of shape (1,) would broadcast it
         return _cdf_product(x[None], mu, sigma, dist)[0]
-    numbers = not isinstance(mu, Tensor) and not isinstance(sigma, Tensor)
-    if numbers and one_pass.serves(x):
-        return one_pass.compiled(x, dist.name, float(mu), float(sigma))
+    if one_pass.serves(x, mu, sigma):
+        return one_pass.compiled(x, dist.name, mu, sigma)
     tensors = [t for t in (x, mu, sigma) if isinstance(t, Tensor)]
     if torch.compiler.is_compiling() or not all(eager.has_memory(t) for t in tensors):
         return cdf_product(x, mu, sigma, dist)

@@ -39,7 +39,7 @@ class Rectified(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         if one_pass.serves(y):
-            return activations.backward(grad, y, "rectifier", ctx.negative_slope, 1.0), None
+            return activations.backward(grad, y, "rectifier", ctx.negative_slope, 1.0)[0], None
         return grad * slope_at(y, ctx.negative_slope), None
 
 

@@ -1,4 +1,4 @@
-"""Activations in bfloat16 as operators of torch, by the C++ file of the same name, for processors with AMX.
+"""Activations as operators of torch, by the C++ file of the same name, for processors with AMX.
 
 One pass over memory, and past the caches where the result is large, which code that torch.compile makes cannot ask for.
 """
@@ -10,6 +10,7 @@ from vit_gelu.cpu_kernels.build import instructions, library
 
 # As the C++ file numbers them: distributions F of x·F((x − μ)/σ), max(x, 0)², and the rectifier of slope μ left of 0.
 KINDS = ("normal", "normal_tanh", "logistic", "laplace", "uniform", "mish", "squared", "rectifier")
+DTYPES = (torch.bfloat16, torch.float32)
 LEAST = 1 << 16  # numbers from which a call of its own pays
 
 
@@ -21,29 +22,27 @@ _here._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.comp
 
 
 def serves(x: Tensor) -> bool:
-    """Whether this file may be used: bfloat16, contiguous and large, on a CPU with AMX and a C++ compiler."""
+    """Whether this file may be used: of ``DTYPES``, contiguous and large, on a CPU with AMX and a C++ compiler."""
     return (
-        x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and x.numel() >= LEAST
-        and x.is_contiguous()
-        and _here()
+        x.dtype in DTYPES and x.device.type == "cpu" and x.numel() >= LEAST and x.is_contiguous() and _here()
     )
 
 
-def _run(x: Tensor, grad: Tensor | None, kind: str, mu: float, sigma: float) -> Tensor:
+def _run(
+    x: Tensor, grad: Tensor | None, kind: str, mu: float, sigma: float, sums: Tensor | None = None
+) -> Tensor:
     own = library()
-    if own is None or instructions() != "amx" or x.dtype != torch.bfloat16:
+    if own is None or instructions() != "amx" or x.dtype not in DTYPES:
         raise RuntimeError(
-            f"activations of our own on a CPU take bfloat16 and a CPU with AMX, not {x.dtype} here"
+            f"our own activations on a CPU take bfloat16 or float32 and a CPU with AMX, not {x.dtype} here"
         )
     x = x.contiguous()
     grad = None if grad is None else grad.to(x.dtype).contiguous()
     out = torch.empty_like(x)
-    pointers = x.data_ptr(), 0 if grad is None else grad.data_ptr()
-    own.activation(
-        KINDS.index(kind), mu, sigma, *pointers, x.numel(), out.data_ptr(), torch.get_num_threads()
-    )
+    inputs = x.data_ptr(), 0 if grad is None else grad.data_ptr(), x.numel()
+    outputs = out.data_ptr(), 0 if sums is None else sums.data_ptr()
+    wide = x.dtype == torch.float32
+    own.activation(KINDS.index(kind), wide, mu, sigma, *inputs, *outputs, torch.get_num_threads())
     return out
 
 
@@ -55,32 +54,80 @@ def _backward(grad: Tensor, x: Tensor, kind: str, mu: float, sigma: float) -> Te
     return _run(x, grad, kind, mu, sigma)
 
 
+def _learned_value(x: Tensor, kind: str, mu: Tensor, sigma: Tensor) -> Tensor:
+    return _run(x, None, kind, mu.item(), sigma.item())
+
+
+def _learned_backward(
+    grad: Tensor, x: Tensor, kind: str, mu: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums = torch.empty(2, dtype=torch.float32)
+    by_x = _run(x, grad, kind, mu.item(), sigma.item(), sums)
+    by_mu, by_sigma = (s.clone().view(t.shape) for s, t in zip(sums, (mu, sigma), strict=True))
+    return by_x, by_mu, by_sigma
+
+
 _operators = torch.library.Library("vit_gelu", "FRAGMENT")
 _operators.define("activation(Tensor x, str kind, float mu, float sigma) -> Tensor")
 _operators.define("activation_backward(Tensor grad, Tensor x, str kind, float mu, float sigma) -> Tensor")
+_operators.define("learned_activation(Tensor x, str kind, Tensor mu, Tensor sigma) -> Tensor")
+_operators.define(
+    "learned_activation_backward(Tensor grad, Tensor x, str kind, Tensor mu, Tensor sigma)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 _operators.impl("activation", _value, "CPU")
 _operators.impl("activation_backward", _backward, "CPU")
+_operators.impl("learned_activation", _learned_value, "CPU")
+_operators.impl("learned_activation_backward", _learned_backward, "CPU")
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("vit_gelu::activation", lib=_operators)
 def _(x: Tensor, kind: str, mu: float, sigma: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _like(x)
 
 
 @torch.library.register_fake("vit_gelu::activation_backward", lib=_operators)
 def _(grad: Tensor, x: Tensor, kind: str, mu: float, sigma: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _like(x)
 
 
-def value(x: Tensor, kind: str, mu: float, sigma: float) -> Tensor:
+@torch.library.register_fake("vit_gelu::learned_activation", lib=_operators)
+def _(x: Tensor, kind: str, mu: Tensor, sigma: Tensor) -> Tensor:
+    return _like(x)
+
+
+@torch.library.register_fake("vit_gelu::learned_activation_backward", lib=_operators)
+def _(grad: Tensor, x: Tensor, kind: str, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), _like(mu), _like(sigma)
+
+
+def value(x: Tensor, kind: str, mu: Tensor | float, sigma: Tensor | float) -> Tensor:
     """x·F((x − μ)/σ), or what the kind says, in the shape of x, rounded once. Not differentiable.
+
+    Args:
+        x: of ``DTYPES``, any shape.
+        kind: of ``KINDS``.
+        mu, sigma: two numbers, or, for a distribution, two float32 tensors of one element.
 
     Raises:
         RuntimeError: another dtype, or a machine without these kernels.
     """
+    if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
+        return torch.ops.vit_gelu.learned_activation(x, kind, mu, sigma)
     return torch.ops.vit_gelu.activation(x, kind, mu, sigma)
 
 
-def backward(grad: Tensor, x: Tensor, kind: str, mu: float, sigma: float) -> Tensor:
-    """``grad`` times the derivative of ``value`` at x; that of a rectifier may be taken at its result as well."""
-    return torch.ops.vit_gelu.activation_backward(grad, x, kind, mu, sigma)
+def backward(
+    grad: Tensor, x: Tensor, kind: str, mu: Tensor | float, sigma: Tensor | float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``grad`` times the derivatives of ``value`` by x and, if they are tensors, by μ and σ.
+
+    That of a rectifier may be taken at its result as well.
+    """
+    if isinstance(mu, Tensor) and isinstance(sigma, Tensor):
+        return torch.ops.vit_gelu.learned_activation_backward(grad, x, kind, mu, sigma)
+    return torch.ops.vit_gelu.activation_backward(grad, x, kind, mu, sigma), None, None

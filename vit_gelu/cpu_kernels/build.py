@@ -81,7 +81,8 @@ def library() -> ctypes.CDLL | None:
     loaded.product.argtypes = [pointer] * 3 + [whole] * 3 + [flag, pointer, threads]
     loaded.weight_gradient.argtypes = [pointer] * 2 + [whole] * 3 + [pointer] * 2 + [threads]
     if wanted == "amx":
-        loaded.activation.argtypes = [flag, number, number, pointer, pointer, whole, pointer, threads]
+        tensors = [pointer] * 2 + [whole] + [pointer] * 2
+        loaded.activation.argtypes = [flag, flag, number, number, *tensors, threads]
         loaded.activation.restype = None
     loaded.attention.argtypes = [pointer] + [whole] * 4 + [number] + [pointer] * 2 + [threads]
     loaded.attention_backward.argtypes = [pointer] * 3 + [whole] * 4 + [number, pointer, threads]
