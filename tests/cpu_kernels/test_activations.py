@@ -170,7 +170,7 @@ def test_compiled_activations_use_them(name):
 
 
 @here
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "gelu_sigmoid", "mish"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "gelu_sigmoid", "mish", "relu", "leaky_relu"])
 def test_eager_activations_use_them(name, monkeypatch):
     used = []
     for function in ("value", "backward"):
@@ -192,6 +192,27 @@ def test_what_they_are_not_for(make):
     x = make(torch.randn(128, 1024).bfloat16())
     assert not activations.serves(x)
     torch.testing.assert_close(build_activation("gelu")(x), torch.nn.functional.gelu(x))
+
+
+@here
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "gelu", "gelu_tanh"])
+def test_eager_derivatives_of_any_kind(name):
+    """First and second order, backward and forward mode, through vmap: those of float64."""
+    module = build_activation(name)
+    x = torch.randn(128, 1024, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tangent = torch.randn(128, 1024, generator=torch.Generator().manual_seed(1))
+    wide = x.detach().double().requires_grad_()
+    results = []
+    for at, t in ((x, tangent), (wide, tangent.double())):
+        (first,) = torch.autograd.grad((module(at) * t).sum(), at, create_graph=True)
+        second = (
+            torch.autograd.grad((first * t).sum(), at)[0] if first.requires_grad else torch.zeros_like(at)
+        )
+        _, forward = torch.func.jvp(module, (at.detach(),), (t,))
+        rows = torch.func.vmap(torch.func.grad(lambda row: module(row).sum()))(at.detach())
+        results.append([first.detach(), second, forward, rows])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @here

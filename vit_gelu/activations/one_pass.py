@@ -21,7 +21,12 @@ def _suit(mu: Tensor | float, sigma: Tensor | float) -> bool:
 
 def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
     """Whether this file may be used in eager code: as ``eager.fits``, a large tensor, one μ and one σ."""
-    return activations.serves(x) and _suit(mu, sigma) and eager.fits(x, mu, sigma)
+    return (
+        not torch.compiler.is_compiling()
+        and activations.serves(x)
+        and _suit(mu, sigma)
+        and eager.fits(x, mu, sigma)
+    )
 
 
 def serves(x: Tensor, mu: Tensor | float = 0.0, sigma: Tensor | float = 1.0) -> bool:

@@ -1,4 +1,4 @@
-"""ReLU and leaky ReLU for compiled code on a CPU.
+"""ReLU and leaky ReLU for compiled code on a CPU, and for CPUs with AMX.
 
 Left to itself, torch.compile keeps a boolean mask of the hidden tensor for their backward pass, beside the result that
 the next layer keeps anyway, and Inductor writes and reads booleans without vector instructions: a whole training step
@@ -43,8 +43,36 @@ class Rectified(torch.autograd.Function):
         return grad * slope_at(y, ctx.negative_slope), None
 
 
+class Eager(torch.autograd.Function):
+    """The same in eager code by ``one_pass``, differentiable as often as you like."""
+
+    @staticmethod
+    def forward(x: Tensor, negative_slope: float) -> Tensor:
+        return activations.value(x, "rectifier", negative_slope, 1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.negative_slope = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or not one_pass.fits(grad.contiguous(), 0.0, 1.0):
+            return grad * slope_at(y.detach(), ctx.negative_slope), None
+        return activations.backward(grad, y, "rectifier", ctx.negative_slope, 1.0)[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return tangent * slope_at(y.detach(), ctx.negative_slope)
+
+
 def rectify(x: Tensor, negative_slope: float) -> Tensor:
-    """x for x > 0, else slope·x: torch's own kernel, or ``Rectified`` where that is compiled for a CPU."""
+    """x for x > 0, else slope·x: torch's own kernel, or one of the above."""
+    if negative_slope >= 0 and one_pass.fits(x, 0.0, 1.0):
+        return Eager.apply(x, negative_slope)
     trained = torch.is_grad_enabled() and x.requires_grad
     if trained and negative_slope >= 0 and compiled_for_cpu(x):
         return Rectified.apply(x, negative_slope)
