@@ -238,7 +238,7 @@ def test_learned_units(options, compiling):
 
 
 def test_elsewhere_they_are_refused(monkeypatch):
-    monkeypatch.setattr(activations, "library", lambda: None)
+    monkeypatch.setattr(build, "library", lambda: None)
     with pytest.raises(RuntimeError, match="take bfloat16 or float32 and a CPU with AMX"):
         activations.value(torch.zeros(4).bfloat16(), "normal", 0.0, 1.0)
 

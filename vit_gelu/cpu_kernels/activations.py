@@ -6,7 +6,7 @@ One pass over memory, and past the caches where the result is large, which code 
 import torch
 from torch import Tensor
 
-from vit_gelu.cpu_kernels.build import instructions, library
+from vit_gelu.cpu_kernels import build
 
 # As the C++ file numbers them: distributions F of x·F((x − μ)/σ), max(x, 0)², and the rectifier of slope μ left of 0.
 KINDS = ("normal", "normal_tanh", "logistic", "laplace", "uniform", "mish", "squared", "rectifier")
@@ -15,7 +15,7 @@ LEAST = 1 << 16  # numbers from which a call of its own pays
 
 
 def _here() -> bool:
-    return instructions() == "amx"
+    return build.kind() == "amx" and build.library() is not None
 
 
 _here._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler's decorator would import dynamo now
@@ -31,8 +31,8 @@ def serves(x: Tensor) -> bool:
 def _run(
     x: Tensor, grad: Tensor | None, kind: str, mu: float, sigma: float, sums: Tensor | None = None
 ) -> Tensor:
-    own = library()
-    if own is None or instructions() != "amx" or x.dtype not in DTYPES:
+    own = build.library() if _here() else None
+    if own is None or x.dtype not in DTYPES:
         raise RuntimeError(
             f"our own activations on a CPU take bfloat16 or float32 and a CPU with AMX, not {x.dtype} here"
         )
