@@ -87,6 +87,9 @@ def test_learned_parameters_against_float64(kind, dtype):
     x = torch.randn(301, 1003, generator=generator).to(dtype)
     grad = torch.randn(301, 1003, generator=generator).to(dtype)
     mu, sigma = torch.tensor([0.3]), torch.tensor([0.7])
+    x[(((x.double() - mu) / sigma).abs() - 1).abs() < 1e-6] = (
+        0.0  # at a kink the slope hangs on the rounding of z
+    )
     exact = [t.double().requires_grad_() for t in (x, mu, sigma)]
     y = cdf_product(*exact, DISTRIBUTIONS[kind])
     true = torch.autograd.grad(y, exact, grad.double())

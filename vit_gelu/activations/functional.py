@@ -54,7 +54,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
     >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
     tensor([-0.1588,  0.0000,  0.8412])
     """
-    if torch.compiler.is_exporting():  # other programs know this operator
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        # Exported: other programs know this operator.
         return F.gelu(x, approximate="tanh")
     return _cdf_product(x, 0.0, 1.0, NORMAL_TANH)
 
