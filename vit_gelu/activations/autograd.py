@@ -1,7 +1,7 @@
 """The autograd of x·F((x − μ)/σ): one hidden-size tensor kept, x itself, and no more passes than needed.
 
 Written as a plain formula, autograd keeps up to five tensors and runs a dozen passes over memory. Here the
-backward pass recomputes from x. On a CPU both passes go through ``one_pass`` (bfloat16, with AMX), ``generated`` or,
+backward pass recomputes from x. On a CPU both passes go through ``one_pass`` (with AMX), ``generated`` or,
 small or without a compiler, ``eager``; on a GPU through ``triton_kernels`` where Triton is installed.
 
 Where others differentiate, they get the plain formula: ``torch.compile``, which recomputes and fuses by

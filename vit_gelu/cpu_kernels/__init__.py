@@ -1,1 +1,1 @@
-"""bfloat16 on processors with AMX or AVX-512-BF16: operators of torch by C++ files that are compiled where they run."""
+"""Operators of torch for processors with AMX or AVX-512-BF16, by C++ files that are compiled where they run."""

@@ -97,7 +97,7 @@ void forward(const bf16 *qkv, Ahead ahead, const Shape &s, int64_t width, float 
 void backward(const bf16 *grad, const bf16 *qkv, const float *logs, Ahead ahead, const Shape &s, int64_t width, float scale, bool far, bf16 *to) {
     static thread_local Scratch scratch;
     const int64_t wide = whole(s.rows, SIDE), square = s.rows * s.summed, filled = s.rows * s.deep, by_token = s.summed * s.d / 2;
-    float *weights = reinterpret_cast<float *>(scratch.pairs(2 * wide * wide + 2 * wide + SIDE * whole(s.d, SIDE) + 2 * filled + filled + 3 * by_token + 2 * square));
+    float *weights = reinterpret_cast<float *>(scratch.pairs(2 * wide * wide + 2 * wide + SIDE * whole(s.d, SIDE) + 3 * filled + 3 * by_token + 2 * square));
     float *slopes = weights + wide * wide, *means = slopes + wide * wide, *bounds = means + wide, *sums = bounds + wide;
     bf16 *keys = reinterpret_cast<bf16 *>(sums + SIDE * whole(s.d, SIDE)), *values = keys + filled, *spare = values + filled;
     uint32_t *queries = reinterpret_cast<uint32_t *>(spare + filled), *grads = queries + filled / 2;
@@ -161,8 +161,7 @@ void backward(const bf16 *grad, const bf16 *qkv, const float *logs, Ahead ahead,
                 const int64_t row = k + 2 * p;
                 const bf16 *place = turned_scores + least(row, s.rows - 2) * s.summed + i;
                 const __mmask16 mask = row < s.rows ? 0xffff : 0;
-                const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place)), high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place + s.summed));
-                x[p] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                x[p] = pairs_of_rows(place, place + s.summed, mask, mask);
             }
             transpose(x);
             for (int64_t p = 0; p < 16; p++) _mm512_store_si512(scores + (i + p) * s.summed + k, x[p]);

@@ -73,6 +73,12 @@ void turn(const bf16 *from, const Shape &s, uint32_t *to) {
         }
 }
 
+// Asks for rows of the next head while this one is computed.
+inline void fetch(const bf16 *rows, int64_t stride, int64_t n, int64_t d) {
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c < d; c += 32) _mm_prefetch((const char *)(rows + r * stride + c), _MM_HINT_T1);
+}
+
 inline const uint32_t *pairs_of(const bf16 *row) { return reinterpret_cast<const uint32_t *>(row); }
 
 void forward(const bf16 *qkv, const bf16 *next, const Shape &s, int64_t width, float scale, bf16 *out, float *logs) {

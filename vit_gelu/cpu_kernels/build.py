@@ -16,11 +16,8 @@ from pathlib import Path
 # What a processor must have, in Linux's names, and the files for it end in; the better first.
 VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 KINDS = {"amx": VECTORS | {"amx_tile", "amx_bf16"}, "avx512": VECTORS}
-OPTIONS = {
-    "avx512_bf16": "avx512bf16",
-    "amx_tile": "amx-tile",
-    "amx_bf16": "amx-bf16",
-}  # in the compilers' names
+# Where compilers have other names.
+OPTIONS = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma"]
 SECONDS = 120  # that a compiler gets; it takes one or two
 

@@ -1,8 +1,8 @@
-// What the files here share: pairs of bfloat16 numbers, memory of a thread, an exponential.
+// What the files here share: pairs of bfloat16 numbers, memory of a thread, an exponential, large results.
 //
 // vdpbf16ps multiplies pairs: two neighbours along the summed dimension in one 32-bit lane. Where that dimension is a
-// row of memory the pairs are there already; where it is a column, rows are interleaved two by two, and nothing is
-// transposed. Each thread has outputs of its own, and every sum runs in one order: no result depends on the number of
+// row of memory the pairs are there already; where it is a column, rows are interleaved two by two, or matrices of pairs
+// are turned. Each thread has outputs of its own, and every sum runs in one order: no result depends on the number of
 // threads.
 
 #pragma once
@@ -47,6 +47,12 @@ inline void interleave(const bf16 *row, const bf16 *next, __mmask32 mask, __mmas
     const __m512i a = _mm512_maskz_loadu_epi16(mask, row), b = _mm512_maskz_loadu_epi16(next_mask, next);
     *low = _mm512_permutex2var_epi16(a, order, b);
     *high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(order, _mm512_set1_epi16(16)), b);
+}
+
+// Sixteen numbers of two rows as sixteen pairs.
+inline __m512i pairs_of_rows(const bf16 *row, const bf16 *next, __mmask16 mask, __mmask16 next_mask) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row)), high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(next_mask, next));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
 // Rows interleaved two by two: (n, columns) -> (n/2, columns) pairs, columns a multiple of 16.
@@ -95,12 +101,6 @@ inline __m512 power(__m512 x) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, whole);
-}
-
-// Asks for rows of the next head while this one is computed.
-inline void fetch(const bf16 *rows, int64_t stride, int64_t n, int64_t d) {
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t c = 0; c < d; c += 32) _mm_prefetch((const char *)(rows + r * stride + c), _MM_HINT_T1);
 }
 
 // Whether a result is so large that its writes had better pass the caches by: what follows finds it in memory anyway, and

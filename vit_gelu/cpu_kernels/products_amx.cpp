@@ -24,13 +24,11 @@ void pack_panel(const bf16 *from, int64_t depth, int64_t columns, bool turned, i
             __m512i x[16];
             for (int64_t i = 0; i < 16; i++) {
                 const int64_t row = k + 2 * i;
-                if (turned) {
+                const bf16 *place = from + row * columns + c;
+                if (turned)
                     x[i] = _mm512_maskz_loadu_epi16(c + i < columns ? first32(depth - k) : 0, from + (c + i) * depth + k);
-                } else {
-                    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row < depth ? mask : 0, from + row * columns + c));
-                    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row + 1 < depth ? mask : 0, from + (row + 1) * columns + c));
-                    x[i] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-                }
+                else
+                    x[i] = pairs_of_rows(place, place + columns, row < depth ? mask : 0, row + 1 < depth ? mask : 0);
             }
             if (turned) transpose(x);
             for (int64_t i = 0; i < 16; i++) _mm512_store_si512(to + (k / 2 + i) * SIDE + half, x[i]);

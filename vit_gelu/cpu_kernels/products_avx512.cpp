@@ -140,9 +140,7 @@ void pack_panel(const bf16 *from, int64_t depth, int64_t columns, bool turned, i
         } else {
             for (int64_t k = 0; k < depth; k += 2) {
                 const bf16 *place = from + k * columns + c;
-                const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place));
-                const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place + columns));
-                _mm512_store_si512(to + k / 2 * COLUMNS + 16 * v, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+                _mm512_store_si512(to + k / 2 * COLUMNS + 16 * v, pairs_of_rows(place, place + columns, mask, mask));
             }
         }
     }
