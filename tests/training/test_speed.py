@@ -157,6 +157,29 @@ def test_matmul_peak_is_a_rate():
     assert peak < 1e15
 
 
+@pytest.mark.parametrize("rate", [3e8, 1e9, 4e10, 1e12])
+def test_matmul_peak_of_a_slow_processor_is_found_in_seconds(monkeypatch, rate):
+    """2048×2048 matrices would take an emulated dtype a minute each."""
+    clock, sides = [0.0], []
+
+    class Matrix:
+        def __init__(self, n, columns, device):
+            self.n = n
+
+        def to(self, dtype):
+            return self
+
+        def __matmul__(self, other):
+            clock[0] += 2 * self.n**3 / rate
+            sides.append(self.n)
+
+    monkeypatch.setattr(torch, "randn", Matrix)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert matmul_peak(torch.device("cpu"), torch.bfloat16) == pytest.approx(rate)
+    assert clock[0] < 6
+    assert max(sides) == 2048 or rate < 1e11
+
+
 def test_record_of_a_shared_run(tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_GELU_SHARED_DEVICE", "1")
     speed = train(tmp_path / "run", trainer__max_epochs=3)["speed"]
