@@ -54,6 +54,57 @@ def test_what_slows_a_whole_round_decides_nothing():
     assert pick({"a": load, "b": [0.98 * x for x in load]}, "a") == "a"
 
 
+class Timeline:
+    """A processor that launches and a GPU that computes what has been launched, in seconds."""
+
+    def __init__(self, monkeypatch, launch, kernel):
+        self.host = self.gpu = 0.0
+        self.launch, self.kernel = launch, kernel
+        timeline = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = max(timeline.host, timeline.gpu)
+
+            def query(self):
+                return timeline.host >= self.at
+
+            def synchronize(self):
+                timeline.synchronize()
+
+            def elapsed_time(self, end):
+                return 1e3 * (end.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.compute(cycles / 2e9))
+
+    def synchronize(self, device=None):
+        self.host = max(self.host, self.gpu)
+
+    def compute(self, seconds):
+        self.gpu = max(self.host, self.gpu) + seconds
+
+    def call(self):
+        self.host += self.launch
+        self.compute(self.kernel)
+
+
+@pytest.mark.parametrize("launch", [1e-5, 1e-3, 5e-3])
+def test_kernels_are_timed_and_not_their_launches(monkeypatch, launch):
+    """A slow processor takes longer to launch ten calls than the pause in which it should."""
+    gpu = torch.device("cuda")
+    timeline = Timeline(monkeypatch, launch, kernel=5e-5)
+    assert attention_choice._seconds(timeline.call, gpu, queued=True) == pytest.approx(5e-5)
+    # Eager networks pay for the launches.
+    assert attention_choice._seconds(timeline.call, gpu, queued=False) == pytest.approx(
+        max(5e-5, launch), rel=0.2
+    )
+
+
 def test_measuring_is_real_and_leaves_the_random_state_alone():
     state = torch.get_rng_state()
     choice = measure(SMALL, CPU)

@@ -42,7 +42,9 @@ COMPILED = {
 CLEARLY = 0.95  # share of the default's time that a candidate must stay below
 ROUNDS = 9
 GPU_CALLS = 10  # in a row
-QUEUE_CYCLES = 20_000_000  # a pause of some 10 ms, in which they are all launched
+QUEUE_CYCLES = 20_000_000  # a pause of some 10 ms, in which they are all launched; doubled until they are
+DOUBLINGS = 5
+METHOD = 2  # of measuring: what another one has chosen is not remembered
 LARGEST = {"cpu": 2**20, "cuda": 2**27}  # attention weights of the batch that is measured
 
 
@@ -149,7 +151,7 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
         return Choice(shape.default)
     folder = folder or cache_folder()
     content = {**asdict(shape), "batch": shape.measured_batch, "machine": machine(device)}
-    content["candidates"] = shape.candidates()
+    content |= {"candidates": shape.candidates(), "method": METHOD}
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     file = folder / f"{name}.json"
     if str(file) in _remembered:
@@ -250,13 +252,17 @@ def _seconds(call: Callable[[], None], device: torch.device, *, queued: bool) ->
         call()
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    if queued:
-        torch.cuda._sleep(QUEUE_CYCLES)
-    begin.record()
-    for _ in range(GPU_CALLS):
-        call()
-    end.record()
+    for doubling in range(DOUBLINGS + 1):
+        torch.cuda.synchronize(device)
+        if queued:
+            torch.cuda._sleep(QUEUE_CYCLES << doubling)
+        begin.record()
+        for _ in range(GPU_CALLS):
+            call()
+        end.record()
+        if not queued or not begin.query():
+            break
+        # A slow processor: the GPU woke up before all was launched, and the launches would be timed.
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / GPU_CALLS
 
