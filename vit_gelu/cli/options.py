@@ -20,6 +20,7 @@ from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
+from vit_gelu.models import VIT_SIZES
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import fill_defaults
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
@@ -277,7 +278,7 @@ class TrainCLI(LightningCLI):
             return
         config, trainer = self.config, self.trainer
         device = trainer.strategy.root_device
-        what = f"{self.kind} {config.model.name or config.model.pretrained}".strip()
+        what = f"{self.kind} {network_in_words(config.model)}".strip()
         print(
             f"{what}, activation {config.model.activation or 'its own'}, on {config.data.name}, seed "
             f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
@@ -300,6 +301,15 @@ class TrainCLI(LightningCLI):
             )
         if self.ckpt_path is not None:
             print(f"going on from {self.ckpt_path}", flush=True)
+
+
+def network_in_words(model: Namespace) -> str:
+    """Its name, and where its size is not that of the name: a recipe may set both, an option only one of them."""
+    name = str(model.name or model.pretrained)
+    size = VIT_SIZES.get(name)
+    given = {field: getattr(model, field, None) for field in ("embed_dim", "depth", "num_heads")}
+    other = [f"{k} {v}" for k, v in given.items() if size and v not in (None, getattr(size, k))]
+    return f"{name} of {', '.join(other)}" if other else name
 
 
 class PretrainCLI(TrainCLI):

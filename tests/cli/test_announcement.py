@@ -1,4 +1,4 @@
-"""Emulated bfloat16 is said in one line, and only where it is known."""
+"""What a run says before it starts: what is built, and that bfloat16 is emulated, where that is known."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from vit_gelu.cli.options import TrainCLI
         (False, "bf16-mixed", False),
     ],
 )
-def test_announcement(tmp_path, monkeypatch, capsys, lacks, precision, warned):
+def test_emulated_bfloat16(tmp_path, monkeypatch, capsys, lacks, precision, warned):
     monkeypatch.setattr(options, "lacks_bfloat16", lambda: lacks)
     TrainCLI.parse(arguments(tmp_path / "run", trainer__precision=precision)).announce()
     lines = capsys.readouterr().err.splitlines()
@@ -33,3 +33,18 @@ def test_what_the_processor_says(monkeypatch, instructions, lacks):
     if not machine.Path("/proc/cpuinfo").is_file():
         lacks = False  # a system that does not tell
     assert machine.lacks_bfloat16() is lacks
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "vit_small of embed_dim 32, depth 2, num_heads 2, activation"),
+        ({"embed_dim": 384, "num_heads": "null"}, "vit_small of depth 2, activation"),
+        ({"embed_dim": 384, "depth": 12, "num_heads": 6}, "vit_small, activation"),
+    ],
+)
+def test_a_size_that_is_not_that_of_the_name(tmp_path, capsys, given, words):
+    """A recipe that sets the width wins over a name on the command line: not without a word."""
+    sizes = {f"model__{k}": v for k, v in given.items()}
+    TrainCLI.parse(arguments(tmp_path / "run", model__name="vit_small", **sizes)).announce()
+    assert capsys.readouterr().out.startswith(words)
