@@ -152,6 +152,8 @@ def test_tasks_on_a_ray_cluster_of_two_nodes(ended, tmp_path, monkeypatch):
     from vit_gelu.ablation.ray_cluster import RayExecutor
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's workers give way to everything else on the machine, such as the tests beside this one.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
     try:
         cluster.add_node(num_cpus=1, num_gpus=0)
