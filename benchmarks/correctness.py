@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from vit_gelu.activations import ACTIVATIONS, build_activation
 from vit_gelu.cli.arguments import one_of
 from vit_gelu.cli.errors import FAILED, UsageError
+from vit_gelu.compile_cache import key_cache
 from vit_gelu.models import VisionTransformer
 from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.speed import compiled_graphs
@@ -145,6 +146,7 @@ def check_activations(names: list[str], dtype_name: str, mode: str, device: torc
     wanted = activation_results(exact, exact, x.double(), upstream.double())
     there = each.to(device)
     graphs = compiled_graphs()
+    key_cache()
     call = torch.compile(there) if mode == "compiled" else there
     found = activation_results(there, call, x.to(device), upstream.to(device))
     _expect_graphs(mode, graphs)

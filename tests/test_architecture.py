@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vit_gelu"
 ALLOWED = {
     "randomness": set(),
     "suggest": set(),
+    "compile_cache": set(),
     "cpu_kernels": set(),
     "activations": {"suggest", "cpu_kernels"},
-    "models": {"randomness", "suggest", "activations", "cpu_kernels"},
+    "models": {"randomness", "suggest", "activations", "compile_cache", "cpu_kernels"},
     "data": {"randomness", "suggest"},
-    "training": {"randomness", "suggest", "activations", "models", "data"},
+    "training": {"randomness", "suggest", "activations", "compile_cache", "models", "data"},
     "probes": {"randomness", "suggest"},
     "export": {"randomness", "suggest", "activations", "models", "data", "training"},
     "cli": {
@@ -33,7 +34,7 @@ ALLOWED = {
         "bench",
         "analysis",
     },
-    "bench": {"randomness", "suggest", "activations", "models", "data", "training", "cli"},
+    "bench": {"randomness", "suggest", "activations", "compile_cache", "models", "data", "training", "cli"},
     "analysis": {"randomness", "suggest", "activations", "models", "data", "training", "cli"},
     "ablation": {"randomness", "suggest", "cli"},
 }

@@ -13,6 +13,7 @@ from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.findings import OK
 from vit_gelu.cli.machine import check_compiler
+from vit_gelu.compile_cache import key_cache
 from vit_gelu.training.compilation import AUTOTUNE
 
 EAGER, COMPILED = "eager", "compiled"
@@ -51,6 +52,7 @@ def compile_alone(
     own = types.FunctionType(
         entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
     )
+    key_cache()
     if backend == "inductor" and options is None:
         options = cpu_options()
     return torch.compile(own, dynamic=False, backend=backend, options=options)

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from vit_gelu.compile_cache import key_cache
 from vit_gelu.cpu_kernels.build import instructions
 from vit_gelu.models.attention import resolve_attention
 from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
@@ -278,6 +279,8 @@ def _call(name: str, shape: Shape, device: torch.device, *, batch: int) -> Calla
         # Copies on both sides, as the projections make or spare them, belong to the kernel's cost.
         return KERNELS[name](qkv, dropout)
 
+    if shape.compiled:
+        key_cache()
     run = torch.compile(attention, dynamic=False) if shape.compiled else attention
 
     def autocast() -> AbstractContextManager[object]:
