@@ -119,10 +119,11 @@ def plan(asked: argparse.Namespace, device: str) -> dict[str, Part]:
         "gelu_learnable",
         "geglu",
     ]
-    hidden = ["--sizes", "2x8x64", *small] if quick else ["--sizes", "Ti/4@32", "B/16@224", *BF16, "both"]
+    real = ["--sizes", "Ti/4@32", "B/16@224", "--rounds", "10", *BF16, "both"]
+    hidden = ["--sizes", "2x8x64", *small] if quick else real
     made = [
         script("correctness", "correctness.py", 100, *(few if quick else ["--time_limit", "60"])),
-        bench("bench_activations", "activations", 80, *hidden),
+        bench("bench_activations", "activations", 120, *hidden),  # compiling twenty takes a minute a size
     ]
     for name, (size, what) in TRAINING.items():
         given = ["--sizes", size + ":4", *small, *tiny] if quick else ["--sizes", size, *BF16, *what]
@@ -135,8 +136,8 @@ def plan(asked: argparse.Namespace, device: str) -> dict[str, Part]:
         extra += ["--rounds", "2", "--min_seconds", "0", "--mode", "eager", "--precision", "float32"]
     else:
         # Five models to compile: most of the time is warm-up.
-        extra = ["--batch", "1024", "--precision", "bf16", "--phase", "train", "--time_limit", "170"]
-    made.append(script("peers", "training_step.py", 195, *peers, *extra))
+        extra = ["--batch", "1024", "--precision", "bf16", "--phase", "train", "--time_limit", "130"]
+    made.append(script("peers", "training_step.py", 155, *peers, *extra))
     made.append(_end_to_end(asked, device, folder))
     return {part.name: part for part in made}
 
