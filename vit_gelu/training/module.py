@@ -282,7 +282,8 @@ class ClassificationModule(RunModule):
         precision = str(self.trainer.precision)
         if self.network_options["residual_precision"] == "half" and not precision.endswith("-mixed"):
             raise ValueError(
-                f"--model.residual_precision half: means nothing under --trainer.precision {precision}; take bf16-mixed"
+                f"--model.residual_precision half: means nothing under --trainer.precision {precision}; "
+                "take bf16-mixed, or --model.residual_precision full"
             )
         self.plan_speed()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
