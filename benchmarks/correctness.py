@@ -146,7 +146,7 @@ def check_activations(names: list[str], dtype_name: str, mode: str, device: torc
     wanted = activation_results(exact, exact, x.double(), upstream.double())
     there = each.to(device)
     graphs = compiled_graphs()
-    key_cache()
+    key_cache(there)
     call = torch.compile(there) if mode == "compiled" else there
     found = activation_results(there, call, x.to(device), upstream.to(device))
     _expect_graphs(mode, graphs)
@@ -204,6 +204,7 @@ def check_network(attention: str, dtype_name: str, mode: str, device: torch.devi
     wanted = network_results(exact, exact, images.double(), labels, None)
     net = vit(attention).to(device)
     graphs = compiled_graphs()
+    key_cache(net)
     call = torch.compile(net, options=compile_options(device.type)) if mode == "compiled" else net
     autocast = None if dtype_name == "float32" else DTYPES[dtype_name]
     found = network_results(net, call, images.to(device), labels.to(device), autocast)

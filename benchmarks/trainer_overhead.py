@@ -39,6 +39,7 @@ from rotation import Ratio, paired_ratio, quartiles, synchronize
 from vit_gelu.cli.arguments import at_least
 from vit_gelu.cli.options import TrainCLI
 from vit_gelu.cli.train import quieten
+from vit_gelu.compile_cache import key_cache
 from vit_gelu.data import TrainLoader, load_source
 from vit_gelu.data.policies import build_policy
 from vit_gelu.models import build_vit
@@ -99,6 +100,7 @@ class RawLoop:
             **self.module.network_options,
         ).to(device)
         if compiled:
+            key_cache(net)
             net.compile(options=compile_options(device.type))
         self.module.net = net
         fixed = {"lr": self.module.lr, "weight_decay": self.module.weight_decay}

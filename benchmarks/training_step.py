@@ -40,6 +40,7 @@ from rotation import Case, Ratio, paired_ratio, quartiles, time_in_rotation
 
 from vit_gelu.bench.subject import fastest_attention
 from vit_gelu.cli.arguments import at_least, one_of
+from vit_gelu.compile_cache import key_cache
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
 from vit_gelu.training.compilation import compile_options
 from vit_gelu.training.speed import Exclusivity, compiled_graphs, device_peak, flops_of
@@ -104,6 +105,7 @@ def steps_of(
     compiled = module
     if "compiled" in asked.mode:
         ours = isinstance(module, VisionTransformer)
+        key_cache(module)
         compiled = torch.compile(module, options=compile_options(images.device.type) if ours else None)
 
     def autocast(precision: str) -> torch.autocast:

@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).parent
 # Rooms that register operators, or that an operator's backward pass is made of.
 SOURCES = ("activations", "cpu_kernels", "models", "training/casts.py")
 
+_foreign: set[Path] = set()  # a user's files that count, from when they were met: compiling happens later
+
 
 def key_cache(net: torch.nn.Module | None = None) -> None:
     """Mark what torch.compile keeps from now on by our source, and keep graphs with autograd functions too.
@@ -32,30 +34,31 @@ def key_cache(net: torch.nn.Module | None = None) -> None:
     import torch.compiler.config as compiler
 
     theirs = re.sub(r" ?vit_gelu [0-9a-f]{16}$", "", compiler.cache_key_tag)
-    compiler.cache_key_tag = f"{theirs} vit_gelu {_digest(_own_sources() | _sources_of(net))}".lstrip()
+    _foreign.update(_sources_of(net))
+    mark = hashlib.sha256(_own_digest() + _digest(_foreign)).hexdigest()[:16]
+    compiler.cache_key_tag = f"{theirs} vit_gelu {mark}".lstrip()
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         functorch.autograd_cache_allow_custom_autograd_functions = True
 
 
-def _digest(files: Iterable[Path]) -> str:
+def _digest(files: Iterable[Path]) -> bytes:
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.digest()
 
 
 @functools.cache
-def _own_sources() -> frozenset[Path]:
-    found: set[Path] = set()
-    for source in SOURCES:
-        path = PACKAGE / source
-        found |= (
-            {path} if path.is_file() else {p for p in path.rglob("*") if p.suffix in (".py", ".cpp", ".h")}
-        )
-    return frozenset(found)
+def _own_digest() -> bytes:
+    return _digest(_own_sources())
 
 
-def _sources_of(net: torch.nn.Module | None) -> frozenset[Path]:
+def _own_sources() -> set[Path]:
+    inside = {path for source in SOURCES for path in (PACKAGE / source).rglob("*")}
+    return {p for p in inside | {PACKAGE / s for s in SOURCES} if p.suffix in (".py", ".cpp", ".h")}
+
+
+def _sources_of(net: torch.nn.Module | None) -> set[Path]:
     """Files of the classes of a network's modules, without torch's and ours."""
     found = set()
     for kind in {type(module) for module in net.modules()} if net is not None else ():
@@ -64,6 +67,6 @@ def _sources_of(net: torch.nn.Module | None) -> frozenset[Path]:
                 file = inspect.getsourcefile(kind)
             except TypeError:  # made in a notebook
                 continue
-            if file is not None and Path(file).is_file():
+            if file is not None:
                 found.add(Path(file))
-    return frozenset(found)
+    return found

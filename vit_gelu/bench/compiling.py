@@ -52,7 +52,7 @@ def compile_alone(
     own = types.FunctionType(
         entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
     )
-    key_cache()
+    key_cache(function if isinstance(function, torch.nn.Module) else None)
     if backend == "inductor" and options is None:
         options = cpu_options()
     return torch.compile(own, dynamic=False, backend=backend, options=options)

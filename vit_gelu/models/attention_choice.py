@@ -279,9 +279,10 @@ def _call(name: str, shape: Shape, device: torch.device, *, batch: int) -> Calla
         # Copies on both sides, as the projections make or spare them, belong to the kernel's cost.
         return KERNELS[name](qkv, dropout)
 
+    run: Callable[[Tensor], Tensor] = attention
     if shape.compiled:
         key_cache()
-    run = torch.compile(attention, dynamic=False) if shape.compiled else attention
+        run = torch.compile(attention, dynamic=False)
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(device.type, dtype=dtype, enabled=shape.autocast)

@@ -106,7 +106,6 @@ def check_autotuning(device: torch.device, option: str = "--model.compile") -> N
 
 def compile_options(device_type: str, *, cuda_graphs: bool = False, autotune: bool = False) -> dict[str, Any]:
     """What torch.compile is told about a whole network, by training and by benchmarks: ``options``."""
-    key_cache()
     if device_type == "cpu":
         assert not autotune, "check_autotuning was not asked"
         return cpu_options()
@@ -138,6 +137,5 @@ def compile_network(
     # einops notes each type at its first sight; were that while tracing, the second step would compile anew.
     for value in (torch.zeros(1), torch.nn.Parameter(torch.zeros(1))):
         rearrange(value, "one -> one")
-    options = compile_options(device.type, cuda_graphs=cuda_graphs, autotune=autotune)
     key_cache(net)
-    net.compile(options=options)
+    net.compile(options=compile_options(device.type, cuda_graphs=cuda_graphs, autotune=autotune))

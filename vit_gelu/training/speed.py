@@ -19,7 +19,7 @@ from vit_gelu.training.compilation import compiled_graphs, graph_breaks
 from vit_gelu.training.memory import peak_memory, restart_peak_memory
 
 WARMUP_STEPS = 10
-LONGEST_PRODUCT, PEAK_SECONDS = 0.2, 1.0  # of a measurement of the peak
+LONGEST_PRODUCT = 0.2  # seconds, of those that the peak of a CPU is measured by
 
 
 def count_flops(
@@ -97,38 +97,28 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
     On a GPU the product of two 8192×8192 matrices. On a CPU the sides have 2048 elements, or half, a quarter or an
     eighth of that where one product would take longer than ``LONGEST_PRODUCT`` seconds: emulated bfloat16 may be 100
-    times slower than float32. At most 8 products, none begun after ``PEAK_SECONDS``.
+    times slower than float32.
     """
+    n = 8192 if device.type == "cuda" else 256
+    # A product of twice the side has 8 times the arithmetic.
+    while n < 2048 and 8 * _fastest_product(n, device, dtype, tries=2) <= LONGEST_PRODUCT:
+        n *= 2
+    return 2 * n**3 / _fastest_product(n, device, dtype, tries=8)
 
-    def product(n: int) -> Callable[[], float]:
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
-        def timed() -> float:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return time.perf_counter() - start
-
-        return timed
-
-    n = 8192
-    if device.type != "cuda":
-        n = 256
-        while n < 2048:
-            small = product(n)
-            # The first of its size is slower; a product of twice the side has 8 times the arithmetic.
-            if 8 * min(small(), small()) > LONGEST_PRODUCT:
-                break
-            n *= 2
-    timed, until, best = product(n), time.perf_counter() + PEAK_SECONDS, float("inf")
-    for _ in range(8):
-        best = min(best, timed())
-        if time.perf_counter() > until:
-            break
-    return 2 * n**3 / best
+def _fastest_product(n: int, device: torch.device, dtype: torch.dtype, tries: int) -> float:
+    """Seconds of the fastest of some products of two n×n matrices; the first is slower than the rest."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(tries):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 class Exclusivity:
