@@ -1,5 +1,6 @@
 """Same arithmetic in every test process: one thread, whatever the machine."""
 
+import functools
 import os
 import tempfile
 
@@ -8,6 +9,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # What tests measure on this machine stays out of the user's cache; processes that they start inherit it.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vit_gelu_test_cache_")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_peak():
+    """The fastest matrix product, which every run times for a second or two: of all runs in this process, one does."""
+    from vit_gelu.training import speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "matmul_peak", functools.cache(speed.matmul_peak))
+        yield

@@ -1,6 +1,7 @@
 """Gradients of first and second order, transforms, memory kept for backward, torch.compile, autocast."""
 
 import copy
+import math
 import shutil
 from functools import partial
 
@@ -146,6 +147,29 @@ def test_pieces_equal_the_plain_formula(cdf, shape, learned, dtype, monkeypatch)
         scale = 1 + weight.float().abs().sum().item() * 3  # rounding of what is summed up
         assert_close(got, true, rtol=tolerance["rtol"], atol=tolerance["atol"] * scale)
     assert grads[1:] == (None, None) or learned
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "fit"),
+    [
+        (0.0, 1.0, True),
+        (-3, 2, True),
+        (0.0, 1e-21, False),
+        (0.0, -1.0, False),
+        (0.0, math.nan, False),
+        (math.inf, 1.0, False),
+        (math.nan, 1.0, False),
+        ([0.0, 1.0], [1.0, 2.0], True),
+        ([0.0, math.nan], [1.0, 2.0], False),
+        ([0.0, 1.0], [1.0, 1e-21], False),
+        ([[0.0], [1.0]], [[1.0], [2.0]], False),
+    ],
+)
+def test_pieces_are_for_tame_parameters(mu, sigma, fit):
+    if isinstance(mu, list):
+        mu, sigma = torch.tensor(mu), torch.tensor(sigma)
+    assert eager.fits(torch.ones(3, 2), mu, sigma) is fit
+    assert not eager.fits(torch.ones(3, 2).T, mu, sigma)  # not contiguous
 
 
 @pytest.mark.parametrize("cdf", DISTRIBUTIONS)

@@ -167,7 +167,7 @@ def test_annealing_ends_in_the_new_activation(source, tmp_path):
 
 
 def test_two_processes_are_one(source, tmp_path):
-    """A swap that is blended in, the first block frozen, other rates by layer: the same in two processes as in one."""
+    """A swap blended in, the first block frozen, other rates by layer, mixed images: as one process does it."""
     options = {
         "model__pretrained": source,
         **FREE,
@@ -176,6 +176,7 @@ def test_two_processes_are_one(source, tmp_path):
         "model__freeze": 1,
         "model__layer_decay": 0.7,
         "data__global_batch_size": 64,
+        "data__mixup": 0.2,
         "trainer__max_epochs": 1,
     }
     one = train(tmp_path / "one", **options)

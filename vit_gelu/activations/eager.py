@@ -157,20 +157,22 @@ def has_memory(t: Tensor) -> bool:
     return True
 
 
+def _plain(t: Tensor) -> bool:
+    contiguous = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous()
+    return contiguous and has_memory(t)
+
+
 def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
     """Whether this file may be used: plain contiguous tensors on a CPU, and tame parameters.
 
     μ must be finite, and σ not so small that (x − μ)/σ overflows.
     """
-    mu, sigma = torch.as_tensor(mu), torch.as_tensor(sigma)
-    plain = all(
-        type(t) in (Tensor, torch.nn.Parameter)
-        and t.device.type == "cpu"
-        and has_memory(t)
-        and t.is_contiguous()
-        for t in (x, mu, sigma)
-    )
-    return plain and max(mu.dim(), sigma.dim()) <= 1 and bool((mu.isfinite() & (sigma > 1e-20)).all())
+    # Numbers stay numbers: as tensors they would take longer to ask than a small activation to compute.
+    if not all(not isinstance(t, Tensor) or (_plain(t) and t.dim() <= 1) for t in (mu, sigma)):
+        return False
+    finite = bool(mu.isfinite().all()) if isinstance(mu, Tensor) else math.isfinite(mu)
+    wide = bool((sigma > 1e-20).all()) if isinstance(sigma, Tensor) else sigma > 1e-20
+    return _plain(x) and finite and wide
 
 
 class Scratch:
