@@ -50,11 +50,11 @@ UNITS = [
     {"mu": 0.31, "sigma": 1.7, "learnable": True},
     {"mu": -0.2, "sigma": 0.6, "learnable": True, "num_channels": 11},
 ]
-# A kernel takes a second to make: every pair of name, unit and dtype, not every triple.
+# A kernel takes a second to make: each name in each dtype, each unit in each dtype, but not all three in every way.
 TRIPLES = [
-    (name, unit, DTYPES[(i + k) % len(DTYPES)])
+    (name, UNITS[(i + k) % len(UNITS)], dtype)
     for i, name in enumerate(DISTRIBUTIONS)
-    for k, unit in enumerate(UNITS)
+    for k, dtype in enumerate(DTYPES)
 ]
 
 

@@ -121,7 +121,7 @@ def test_every_activation_overfits_one_batch(name):
     images = torch.tensor(digits.images[:64], dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(digits.target[:64])
     net = VisionTransformer(
-        image_size=8, patch_size=4, in_channels=1, num_classes=10, embed_dim=48, depth=2, num_heads=3,
+        image_size=8, patch_size=4, in_channels=1, num_classes=10, embed_dim=48, depth=1, num_heads=3,
         activation=name, seed=0,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0)
