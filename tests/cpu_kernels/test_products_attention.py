@@ -187,7 +187,7 @@ def test_which_processors_suit(monkeypatch, flags, kind):
 def fresh(monkeypatch, tmp_path):
     """The library, not loaded yet, with an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "kind", lambda: OWN)
+    monkeypatch.setattr(build, "kind_here", lambda: OWN)
     return build.library.__wrapped__
 
 

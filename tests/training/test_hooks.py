@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loops.optimization.automatic import Closure
 
 from tests.training.helpers import assert_same_weights
 from vit_gelu.data import ImageData
@@ -29,7 +30,7 @@ class Module(ClassificationModule):
         self.calls += 1
 
 
-def build(tmp_path, *more, save=False):
+def build(tmp_path, *more, save=False, **options):
     return Trainer(
         accelerator="cpu",
         devices=1,
@@ -42,20 +43,25 @@ def build(tmp_path, *more, save=False):
         enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=0,
+        **options,
     )
 
 
 def fit(tmp_path, spare):
-    module = Module(patch_size=4, embed_dim=32, depth=1, num_heads=2, dropout=0.1, attention="explicit")
     watching = Watching()
     watching.on_before_zero_grad = lambda *args: watching.calls.update(["on_before_zero_grad"])
     trainer = build(tmp_path, watching)
+    return run(trainer, Module, spare), watching, trainer
+
+
+def run(trainer, kind, spare):
+    module = kind(patch_size=4, embed_dim=32, depth=1, num_heads=2, dropout=0.1, attention="explicit")
     data = ImageData(name="digits", global_batch_size=64)
     data.seed = 0
     if spare:
         spare_the_step(trainer, module, data)
     trainer.fit(module, datamodule=data)
-    return module, watching, trainer
+    return module
 
 
 def test_a_hook_of_ones_own_is_called_and_the_training_is_the_same(tmp_path):
@@ -66,6 +72,54 @@ def test_a_hook_of_ones_own_is_called_and_the_training_is_the_same(tmp_path):
     assert_same_weights(plain.state_dict(), module.state_dict())
     left = [hook for callback in trainer.callbacks for hook in OF_A_STEP if getattr(callback, hook) is None]
     assert len(left) > 3 * len(trainer.callbacks)
+
+
+class Clipping(ClassificationModule):
+    """Clips whatever the Trainer was told."""
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+
+
+class Twice(torch.optim.SGD):
+    """Evaluates its closure where it begins and where it comes to."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        return super().step(closure)
+
+
+class WithTwice(ClassificationModule):
+    def configure_optimizers(self):
+        return Twice(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "closures"),
+    [
+        (ClassificationModule, {}, 0),
+        (ClassificationModule, {"gradient_clip_val": 0.01}, 0),
+        (ClassificationModule, {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"}, 0),
+        (ClassificationModule, {"precision": "bf16-mixed"}, 0),
+        (ClassificationModule, {"precision": "bf16-true"}, 5),
+        (ClassificationModule, {"accumulate_grad_batches": 2}, 10),
+        (Clipping, {}, 5),
+        (WithTwice, {}, 10),
+    ],
+    ids=str,
+)
+def test_closures_are_for_those_who_need_them(tmp_path, monkeypatch, kind, options, closures):
+    calls = []
+    closure = Closure.closure
+    monkeypatch.setattr(
+        Closure, "closure", lambda self, *a, **k: (calls.append(1), closure(self, *a, **k))[1]
+    )
+    plain = run(build(tmp_path, **options), kind, spare=False)
+    calls.clear()
+    spared = run(build(tmp_path, **options), kind, spare=True)
+    assert len(calls) == closures
+    assert spared.global_step == plain.global_step == 5
+    assert_same_weights(plain.state_dict(), spared.state_dict())
 
 
 def test_signals_are_asked_for_once(tmp_path):
@@ -138,6 +192,8 @@ def test_lightning_still_calls_what_is_left_out(tmp_path):
         (loop, "_build_kwargs", loop.advance),
         (loop, "update_lr_schedulers", loop.on_advance_end),
         (loop.automatic_optimization, "_make_zero_grad_fn", loop.automatic_optimization._make_closure),
+        (loop.automatic_optimization, "run", loop.advance),
+        (loop.automatic_optimization, "_skip_backward", loop.automatic_optimization._make_backward_fn),
         (trainer._logger_connector, "on_batch_end", loop.advance),
         (ClassificationModule, "_on_before_batch_transfer", loop.advance),
         (ClassificationModule, "_apply_batch_transfer_handler", trainer.strategy.batch_to_device),

@@ -15,7 +15,7 @@ LEAST = 1 << 16  # numbers from which a call of its own pays
 
 
 def _here() -> bool:
-    return build.kind() == "amx" and build.library() is not None
+    return build.kind_here() == "amx" and build.library() is not None
 
 
 _here._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler's decorator would import dynamo now

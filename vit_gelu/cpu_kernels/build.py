@@ -44,12 +44,17 @@ def processor_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def kind(flags: frozenset[str] | None = None) -> str | None:
-    """Which of the files here are for a processor with these flags (by default this one): ``amx``, ``avx512``, none."""
+def kind(flags: frozenset[str]) -> str | None:
+    """Which of the files here are for a processor with these flags: ``amx``, ``avx512``, none."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return None
-    flags = processor_flags() if flags is None else flags
     return next((name for name, needs in KINDS.items() if flags >= needs), None)
+
+
+@cache
+def kind_here() -> str | None:
+    """Which are for this processor; asked at every activation."""
+    return kind(processor_flags())
 
 
 @cache
@@ -58,7 +63,7 @@ def library() -> ctypes.CDLL | None:
 
     The latter is said in a warning, once.
     """
-    compiler, wanted = cpp_compiler(), kind()
+    compiler, wanted = cpp_compiler(), kind_here()
     if wanted is None or compiler is None:
         return None
     try:
@@ -90,7 +95,7 @@ def library() -> ctypes.CDLL | None:
 
 def instructions() -> str | None:
     """What computes bfloat16 here by the files of this folder: ``amx``, ``avx512``, or None if they cannot."""
-    return kind() if library() is not None else None
+    return kind_here() if library() is not None else None
 
 
 def _compiled(compiler: str, wanted: str) -> Path:

@@ -281,6 +281,12 @@ class RunModule(pl.LightningModule):
         """Whether there is nothing to do before the backward pass; a subclass may zero them in its own way."""
         return type(self).optimizer_zero_grad is RunModule.optimizer_zero_grad
 
+    @property
+    def has_the_common_step(self) -> bool:
+        """Whether backward pass, clipping and update are those of this class; a subclass may have others."""
+        names = ("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
+        return all(getattr(type(self), name) is getattr(RunModule, name) for name in names)
+
     # -- evaluation ---------------------------------------------------------------------------------------
 
     def evaluation_step(self, batch: Any) -> None:
