@@ -1,4 +1,4 @@
-"""Small tensors to the device, without waiting for it."""
+"""Small tensors to the device and back, without waiting for it."""
 
 import torch
 from torch import Tensor
@@ -12,3 +12,28 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+class Fetch:
+    """A small tensor on its way from the device, whose work goes on meanwhile.
+
+    Args:
+        values: any shape and dtype; on a GPU they are copied when their turn comes.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.current_stream(values.device).record_event()
+
+    def is_there(self) -> bool:
+        """Whether ``values`` would not wait."""
+        return self._copied is None or self._copied.query()
+
+    def values(self) -> Tensor:
+        """The tensor, on the CPU; waits for it if need be."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values

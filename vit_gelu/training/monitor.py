@@ -2,12 +2,13 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from vit_gelu.data.transfer import Fetch
 from vit_gelu.training.record import now
 
 
@@ -27,12 +28,26 @@ class Diverged(RuntimeError):
         )
 
 
+class _Row(NamedTuple):
+    """A row whose numbers are on their way from the device."""
+
+    trainer: Any
+    numbers: Fetch  # (2, n): loss and hits of each step
+    steps: tuple[int, ...]
+    images: tuple[int, ...]
+    sums: list[float]  # as ``Monitor.sums``, without these steps
+    lrs: dict[int, float]
+    epoch: int
+    step: int
+
+
 class Monitor(Callback):
-    """Keeps loss and hits on the device; reads them, logs a row and checks for NaN every ``log_every_n_steps``.
+    """Keeps loss and hits on the device; logs a row and checks for NaN every ``log_every_n_steps``.
 
     Hits are those of a step that counts ``correct``. A step only puts its two scalars aside: arithmetic on them would
-    be a dozen kernels a step. The sums are part of the checkpoint, and are added up in the order of the steps, so a
-    resumed run logs the rows of an uninterrupted one.
+    be a dozen kernels a step. On a single GPU nobody waits for a row: it is written after the step that finds its
+    numbers there, or at the end of the epoch, before a validation or a checkpoint. The sums are part of the
+    checkpoint, and are added up in the order of the steps, so a resumed run logs the rows of an uninterrupted one.
 
     Attributes:
         latest: the last row that was logged, for displays.
@@ -49,6 +64,7 @@ class Monitor(Callback):
         self.latest: dict[str, float] = {}
         self.started = ""
         self._waiting: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss, correct
+        self._coming: _Row | None = None
         self._counts_hits = True  # masked pre-training has none
         self._seconds_before = 0.0
         self._began = 0.0
@@ -77,52 +93,79 @@ class Monitor(Callback):
         loss = outputs["batch_loss"]
         hits = outputs["correct"] if self._counts_hits else torch.zeros_like(loss)
         self._waiting.append((self._step, len(batch.targets), loss, hits))
+        if self._coming is not None and self._coming.numbers.is_there():
+            self.finish_row()
         step = trainer.global_step
         due = step != self.flushed_step and step % trainer.log_every_n_steps == 0
         if due or trainer.is_last_batch:
-            self.flush(trainer)
+            self.flush(trainer, wait=trainer.is_last_batch)
 
-    def _read(self) -> None:
-        """Add up what was put aside; one synchronisation with the device."""
+    def _put_aside(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
+        """Steps, images, and loss and hits (2, n) on the device, of what was put aside until now."""
         if not self._waiting:
-            return
+            return (), (), torch.empty(2, 0)
         steps, images, losses, hits = zip(*self._waiting, strict=True)
         self._waiting.clear()
-        values = torch.stack([torch.stack(losses).float(), torch.stack(hits).float()]).tolist()
-        for step, n, loss, correct in zip(steps, images, *values, strict=True):
+        return steps, images, torch.stack([torch.stack(losses).float(), torch.stack(hits).float()])
+
+    def _add(
+        self, sums: list[float], steps: tuple[int, ...], images: tuple[int, ...], numbers: Tensor
+    ) -> None:
+        for step, n, loss, correct in zip(steps, images, *numbers.tolist(), strict=True):
             if self.bad_step < 0 and not math.isfinite(loss):
                 self.bad_step = step
             for i, value in enumerate((loss * n, correct, n)):
-                self.sums[i] += value
+                sums[i] += value
 
-    def flush(self, trainer: Any) -> None:
-        """Read the sums (one synchronisation), stop on NaN, log a row, start anew.
+    def flush(self, trainer: Any, wait: bool = True) -> None:
+        """Log a row of the steps since the last one, and stop on NaN.
+
+        Args:
+            trainer: of the run.
+            wait: for the device; else the row is written, and NaN found, as soon as its numbers are there.
 
         Raises:
-            Diverged: a loss since the last flush was NaN or infinite.
+            Diverged: a loss since the last row, or of an earlier row that was on its way, was NaN or infinite.
         """
-        self.check_finite(trainer)
-        loss, correct, images = self._over_processes(trainer, self.sums, "sum")
-        self.sums = [0.0, 0.0, 0.0]
-        self.flushed_step = trainer.global_step
+        self.finish_row()
+        steps, images, numbers = self._put_aside()
+        where = trainer.current_epoch, trainer.global_step
+        self._coming = _Row(trainer, Fetch(numbers), steps, images, self.sums, self.window_lrs, *where)
+        self.sums, self.window_lrs, self.flushed_step = [0.0, 0.0, 0.0], {}, trainer.global_step
+        # Several processes add up their sums, so that they must all write at the same step.
+        if wait or trainer.world_size > 1 or self._coming.numbers.is_there():
+            self.finish_row()
+
+    def finish_row(self) -> None:
+        """Write the row that is on its way, if there is one; waits for its numbers.
+
+        Raises:
+            Diverged: a loss of it was NaN or infinite.
+        """
+        if self._coming is None:
+            return
+        coming, self._coming = self._coming, None
+        trainer, sums = coming.trainer, coming.sums
+        self._add(sums, coming.steps, coming.images, coming.numbers.values())
+        self._stop_if_bad(trainer, coming.lrs)
+        loss, correct, images = self._over_processes(trainer, sums, "sum")
         if not images:
             return
-        row = {
-            "epoch": trainer.current_epoch,
-            "lr": self.window_lrs[max(self.window_lrs)],
-            "train_loss": loss / images,
-        }
+        row = {"epoch": coming.epoch, "lr": coming.lrs[max(coming.lrs)], "train_loss": loss / images}
         if self._counts_hits:
             row["train_top1"] = correct / images
-        self.window_lrs.clear()
-        self.write_row(trainer, row)
+        self.write_row(trainer, row, coming.step)
 
     def check_finite(self, trainer: Any) -> None:
-        """Synchronise and raise ``Diverged`` if a loss was not finite on any process."""
-        self._read()
+        """Wait for the device and raise ``Diverged`` if a loss was not finite on any process."""
+        self.finish_row()
+        self._add(self.sums, *self._put_aside())
+        self._stop_if_bad(trainer, self.window_lrs)
+
+    def _stop_if_bad(self, trainer: Any, lrs: dict[int, float]) -> None:
         (bad,) = self._over_processes(trainer, [self.bad_step], "max")
         if bad >= 0:
-            raise Diverged(int(bad), self.window_lrs.get(int(bad), float("nan")))
+            raise Diverged(int(bad), lrs.get(int(bad), float("nan")))
 
     @staticmethod
     def _over_processes(trainer: Any, values: list[Any], how: str) -> list[Any]:
@@ -133,7 +176,11 @@ class Monitor(Callback):
             torch.tensor(values, dtype=dtype, device=trainer.strategy.root_device), reduce_op=how
         ).tolist()
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.finish_row()
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.finish_row()
         self._seconds_before, self._began = self.seconds, 0.0
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -142,21 +189,22 @@ class Monitor(Callback):
         if trainer.global_step != self.validated_step and not trainer.sanity_checking and score is not None:
             self.validated_step = trainer.global_step
             figures = {f"val_{name}": value for name, value in score.figures().items()}
-            self.write_row(trainer, {"epoch": trainer.current_epoch, **figures})
+            self.write_row(trainer, {"epoch": trainer.current_epoch, **figures}, trainer.global_step)
 
-    def write_row(self, trainer: Any, row: dict[str, float]) -> None:
-        """Hand a row to every logger; other callbacks add their columns through ``extend_row``."""
+    def write_row(self, trainer: Any, row: dict[str, float], step: int) -> None:
+        """Hand the row of a step to every logger; other callbacks add their columns through ``extend_row``."""
         for callback in trainer.callbacks:
             if hasattr(callback, "extend_row"):
                 callback.extend_row(trainer, row)
         row["seconds"] = self.seconds
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step)
+            logger.log_metrics(row, step=step)
         self.rows += 1
         self.latest |= row
 
     def state_dict(self) -> dict[str, Any]:
-        self._read()
+        self.finish_row()
+        self._add(self.sums, *self._put_aside())
         return {
             "sums": list(self.sums),
             "flushed_step": self.flushed_step,

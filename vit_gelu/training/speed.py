@@ -182,7 +182,7 @@ class SpeedMeter(Callback):
 
     What passes on the device until the batch is there, made or waited for, is the wait for data.
 
-    On a GPU the marks are events on its stream, read only where the monitor synchronises anyway. The first
+    On a GPU the marks are events on its stream, read once it has passed them. The first
     ``WARMUP_STEPS`` steps of a process, every step that follows an evaluation or a save, and every step in which
     torch.compile was at work or a CUDA graph was recorded are left out; the last ones are summed up as compile time.
 
@@ -249,7 +249,7 @@ class SpeedMeter(Callback):
             self.patch_dropouts[pl_module.patches_left_out] += 1
         self._mark = now
         if self._device.type != "cuda" or trainer.global_step % trainer.log_every_n_steps == 0:
-            self._resolve()
+            self._resolve(wait=False)
 
     def breaks(self) -> dict[str, int]:
         """Graph breaks of this training by their reason."""
@@ -268,16 +268,22 @@ class SpeedMeter(Callback):
                     stacklevel=2,
                 )
 
-    def _resolve(self) -> None:
+    def _resolve(self, wait: bool) -> None:
+        """Read the marks of the steps that the device has finished, or of all steps."""
+        done = 0
         for start, ready, end in self._pending:
             if isinstance(start, float):
-                wait, step = ready - start, end - start
+                wait_for_data, step = ready - start, end - start
             else:
-                end.synchronize()
-                wait, step = start.elapsed_time(ready) / 1e3, start.elapsed_time(end) / 1e3
-            self.wait_seconds += wait
+                if wait:
+                    end.synchronize()
+                elif not end.query():
+                    break
+                wait_for_data, step = start.elapsed_time(ready) / 1e3, start.elapsed_time(end) / 1e3
+            self.wait_seconds += wait_for_data
             self.step_seconds.append(step)
-        self._pending.clear()
+            done += 1
+        del self._pending[:done]
 
     def _interrupt(self) -> None:
         self._mark = None
@@ -295,8 +301,8 @@ class SpeedMeter(Callback):
             self.eval_seconds += time.perf_counter() - self._eval_start
 
     def images_per_second(self, last: int | None = None) -> float | None:
-        """Training images per second over all processes, over the last ``last`` timed steps or all of them."""
-        self._resolve()
+        """Training images per second over all processes, over all timed steps, or the last of those that are over."""
+        self._resolve(wait=last is None)
         steps = self.step_seconds[-last:] if last else self.step_seconds
         return self.global_batch * len(steps) / sum(steps) if steps else None
 
