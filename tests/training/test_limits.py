@@ -67,6 +67,16 @@ def test_a_training_that_ends_between_two_rows_logs_its_last_steps(tmp_path):
     assert len(steps) == len(set(steps)) == 2  # the epoch, and what came after it
 
 
+def test_a_run_killed_after_its_last_step_comes_back_for_its_last_row_and_record(tmp_path):
+    options = {"trainer__max_steps": 14, "trainer__max_epochs": -1, "trainer__log_every_n_steps": 50}
+    record = train(tmp_path / "run", **options)
+    rows = metrics(tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    again = train(tmp_path / "run", "--ckpt_path", "last", **options)
+    assert metrics(tmp_path / "run") == rows
+    assert all(again[key] == record[key] for key in ("val", "test", "steps", "epochs"))
+
+
 def test_a_training_that_diverges_in_its_last_steps_is_not_finished(tmp_path):
     from vit_gelu.cli.train import main
 

@@ -36,7 +36,8 @@ class _Row(NamedTuple):
     steps: tuple[int, ...]
     images: tuple[int, ...]
     sums: list[float]  # as ``Monitor.sums``, without these steps
-    lrs: dict[int, float]
+    lrs: dict[int, float]  # of each step
+    lr: float  # of the last one
     epoch: int
     step: int
 
@@ -57,6 +58,7 @@ class Monitor(Callback):
     def __init__(self) -> None:
         self.sums = [0.0, 0.0, 0.0]  # loss, correct, images; of this process, since the last row
         self.bad_step = -1
+        self.lr = math.nan  # of the last step
         self.window_lrs: dict[int, float] = {}
         self.flushed_step = 0
         self.validated_step = -1
@@ -65,6 +67,7 @@ class Monitor(Callback):
         self.started = ""
         self._waiting: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss, correct
         self._coming: _Row | None = None
+        self._cut = False
         self._counts_hits = True  # masked pre-training has none
         self._seconds_before = 0.0
         self._began = 0.0
@@ -78,13 +81,18 @@ class Monitor(Callback):
         self.started = self.started or now()
         self._began = time.monotonic()
         self.bad_step = -1
-        for logger in trainer.loggers:
+        self._cut_logs(trainer)
+
+    def _cut_logs(self, trainer: Any) -> None:
+        """Drop the rows that an earlier part of the run wrote after its checkpoint; once."""
+        for logger in () if self._cut else trainer.loggers:
             if hasattr(logger, "truncate"):
                 logger.truncate(self.rows)
+        self._cut = True
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.window_lrs[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
-        self._step = trainer.global_step
+        self._step, self.lr = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+        self.window_lrs[self._step] = self.lr
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -129,8 +137,8 @@ class Monitor(Callback):
         """
         self.finish_row()
         steps, images, numbers = self._put_aside()
-        where = trainer.current_epoch, trainer.global_step
-        self._coming = _Row(trainer, Fetch(numbers), steps, images, self.sums, self.window_lrs, *where)
+        last = self.lr, trainer.current_epoch, trainer.global_step
+        self._coming = _Row(trainer, Fetch(numbers), steps, images, self.sums, self.window_lrs, *last)
         self.sums, self.window_lrs, self.flushed_step = [0.0, 0.0, 0.0], {}, trainer.global_step
         # Several processes add up their sums, so that they must all write at the same step.
         if wait or trainer.world_size > 1 or self._coming.numbers.is_there():
@@ -151,7 +159,7 @@ class Monitor(Callback):
         loss, correct, images = self._over_processes(trainer, sums, "sum")
         if not images:
             return
-        row = {"epoch": coming.epoch, "lr": coming.lrs[max(coming.lrs)], "train_loss": loss / images}
+        row = {"epoch": coming.epoch, "lr": coming.lr, "train_loss": loss / images}
         if self._counts_hits:
             row["train_top1"] = correct / images
         self.write_row(trainer, row, coming.step)
@@ -193,6 +201,7 @@ class Monitor(Callback):
 
     def write_row(self, trainer: Any, row: dict[str, float], step: int) -> None:
         """Hand the row of a step to every logger; other callbacks add their columns through ``extend_row``."""
+        self._cut_logs(trainer)  # a training with no step left has not started
         for callback in trainer.callbacks:
             if hasattr(callback, "extend_row"):
                 callback.extend_row(trainer, row)
@@ -207,6 +216,7 @@ class Monitor(Callback):
         self._add(self.sums, *self._put_aside())
         return {
             "sums": list(self.sums),
+            "lr": self.lr,  # killed after its last step, a run comes back to write its last row
             "flushed_step": self.flushed_step,
             "rows": self.rows,
             "latest": dict(self.latest),
@@ -217,6 +227,7 @@ class Monitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         sums = state_dict["sums"]  # a tensor, or nothing, where an earlier version wrote it
         self.sums = [0.0, 0.0, 0.0] if sums is None else [float(value) for value in sums]
+        self.lr = float(state_dict.get("lr", math.nan))  # an earlier version did not write it
         self.flushed_step = state_dict["flushed_step"]
         self.rows = state_dict["rows"]
         self.latest = dict(state_dict["latest"])
