@@ -38,7 +38,7 @@ class _Row(NamedTuple):
     sums: list[float]  # as ``Monitor.sums``, without these steps
     lrs: dict[int, float]  # of each step
     lr: float  # of the last one
-    epoch: int
+    epoch: int  # the last one's, which the Trainer has left already when the training is over
     step: int
 
 
@@ -58,7 +58,7 @@ class Monitor(Callback):
     def __init__(self) -> None:
         self.sums = [0.0, 0.0, 0.0]  # loss, correct, images; of this process, since the last row
         self.bad_step = -1
-        self.lr = math.nan  # of the last step
+        self.lr, self.epoch = math.nan, 0  # of the last step
         self.window_lrs: dict[int, float] = {}
         self.flushed_step = 0
         self.validated_step = -1
@@ -91,7 +91,8 @@ class Monitor(Callback):
         self._cut = True
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._step, self.lr = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
+        self._step, self.epoch = trainer.global_step, trainer.current_epoch
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.window_lrs[self._step] = self.lr
 
     def on_train_batch_end(
@@ -137,7 +138,7 @@ class Monitor(Callback):
         """
         self.finish_row()
         steps, images, numbers = self._put_aside()
-        last = self.lr, trainer.current_epoch, trainer.global_step
+        last = self.lr, self.epoch, trainer.global_step
         self._coming = _Row(trainer, Fetch(numbers), steps, images, self.sums, self.window_lrs, *last)
         self.sums, self.window_lrs, self.flushed_step = [0.0, 0.0, 0.0], {}, trainer.global_step
         # Several processes add up their sums, so that they must all write at the same step.
@@ -197,7 +198,7 @@ class Monitor(Callback):
         if trainer.global_step != self.validated_step and not trainer.sanity_checking and score is not None:
             self.validated_step = trainer.global_step
             figures = {f"val_{name}": value for name, value in score.figures().items()}
-            self.write_row(trainer, {"epoch": trainer.current_epoch, **figures}, trainer.global_step)
+            self.write_row(trainer, {"epoch": self.epoch, **figures}, trainer.global_step)
 
     def write_row(self, trainer: Any, row: dict[str, float], step: int) -> None:
         """Hand the row of a step to every logger; other callbacks add their columns through ``extend_row``."""
@@ -217,6 +218,7 @@ class Monitor(Callback):
         return {
             "sums": list(self.sums),
             "lr": self.lr,  # killed after its last step, a run comes back to write its last row
+            "epoch": self.epoch,
             "flushed_step": self.flushed_step,
             "rows": self.rows,
             "latest": dict(self.latest),
@@ -227,7 +229,8 @@ class Monitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         sums = state_dict["sums"]  # a tensor, or nothing, where an earlier version wrote it
         self.sums = [0.0, 0.0, 0.0] if sums is None else [float(value) for value in sums]
-        self.lr = float(state_dict.get("lr", math.nan))  # an earlier version did not write it
+        self.lr = float(state_dict.get("lr", math.nan))  # an earlier version wrote neither
+        self.epoch = int(state_dict.get("epoch", 0))
         self.flushed_step = state_dict["flushed_step"]
         self.rows = state_dict["rows"]
         self.latest = dict(state_dict["latest"])

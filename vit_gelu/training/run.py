@@ -130,7 +130,9 @@ def train(
             write_json(folder / "record.json", record)
         raise
     seconds, trained = monitor.seconds, time.monotonic()
-    epochs, steps, planned = trainer.current_epoch, trainer.global_step, trainer.estimated_stepping_batches
+    steps, planned = trainer.global_step, trainer.estimated_stepping_batches
+    # Where a checkpoint of its last step ends the training, the Trainer does not count the epoch that it was in.
+    epochs = max(trainer.current_epoch, monitor.epoch + 1 if steps else 0)
     image_shape = (data.in_channels, *data.image_size)
     # A run that was killed between its last step and its record comes back without a step to compile.
     if module.compile_network and speed.steps and speed.graphs == 0:
@@ -166,7 +168,11 @@ def train(
         write_json(folder / "record.json", record)
         for logger in trainer.loggers:
             if isinstance(scores["test"], Score):
-                row = {"epoch": epochs, "test_loss": scores["test"].loss, "test_top1": scores["test"].top1}
+                row = {
+                    "epoch": monitor.epoch,
+                    "test_loss": scores["test"].loss,
+                    "test_top1": scores["test"].top1,
+                }
                 logger.log_metrics(row, step=steps)
             logger.finalize("success")
     return record
