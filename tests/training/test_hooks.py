@@ -103,6 +103,7 @@ class WithTwice(ClassificationModule):
         (ClassificationModule, {"precision": "bf16-mixed"}, 0),
         (ClassificationModule, {"precision": "bf16-true"}, 5),
         (ClassificationModule, {"accumulate_grad_batches": 2}, 10),
+        (ClassificationModule, {"profiler": "simple"}, 5),
         (Clipping, {}, 5),
         (WithTwice, {}, 10),
     ],
