@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vit_gelu.activations import CDFLinearUnit
+from vit_gelu.activations import CDFLinearUnit, bernoulli, build_activation
 from vit_gelu.activations.autograd import kernels_for
 from vit_gelu.activations.distributions import DISTRIBUTIONS
 from vit_gelu.activations.formulas import cdf_product
@@ -58,10 +58,34 @@ def check_all(device, shapes):
         compare(shape, dtype, per_channel, learned, cdf, device)
 
 
+def check_masks(device, shapes):
+    """The kernel's mask, word for word that of the formula; kept where it is kept, in either direction."""
+    from vit_gelu.activations import triton_mask
+
+    for shape, dtype in itertools.product(shapes, [torch.float32, torch.bfloat16, torch.float16]):
+        generator = torch.Generator().manual_seed(0)
+        x, grad = (2 * torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        x.view(-1)[:6] = torch.tensor([0.0, -0.0, 1e4, -1e4, float("nan"), 0.5])
+        for seeds in ([0, 0], [-(2**31), 2**31 - 1], [123456789, -987654321]):
+            words = torch.tensor(seeds, dtype=torch.int32)
+            mask = bernoulli._threshold(x, bernoulli.hashed_bits(x, words))
+            y = triton_mask.forward(x.to(device), words.to(device))
+            by_x = triton_mask.backward(grad.to(device), y)
+            differ = (y.cpu() != x * mask) & ~x.isnan()
+            # Where a word lies within the rounding of erf, either is right.
+            assert int(differ.sum()) <= x.numel() // 10_000
+            assert y.isnan().sum() == 1
+            assert torch.equal(by_x, torch.where(y == 0, 0 * grad.to(device), grad.to(device)))
+
+
 @needs_triton
 def test_kernels_through_the_interpreter():
     """In a process of its own, because Triton reads the variable when it is imported."""
-    code = "from tests.activations.test_triton import check_all; check_all('cpu', [(3, 5, 6), (40, 300)])"
+    shapes = "[(3, 5, 6), (40, 300)]"
+    code = (
+        "from tests.activations.test_triton import check_all, check_masks;"
+        f"check_all('cpu', {shapes}); check_masks('cpu', {shapes})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -75,6 +99,29 @@ def test_kernels_through_the_interpreter():
 @needs_gpu
 def test_kernels_on_a_gpu():
     check_all("cuda", [(3, 5, 6), (40, 300), (8320, 768)])
+    check_masks("cuda", [(3, 5, 6), (40, 300), (8320, 768)])
+
+
+@needs_triton
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stochastic_gelu_on_a_gpu(dtype, monkeypatch):
+    """Kept with probability Φ(x), drawn anew each time, repeated by a seed; with and without the kernels."""
+    act, n = build_activation("gelu_stochastic").train(), 1 << 20
+    for off in ("0", "1"):
+        monkeypatch.setenv("VIT_GELU_NO_TRITON", off)
+        for point in (-1.5, -0.5, 0.25, 1.0):
+            x = torch.full((n,), point, dtype=dtype, device="cuda", requires_grad=True)
+            torch.manual_seed(0)
+            y, other = act(x), act(x)
+            (grad,) = torch.autograd.grad(y.sum(), x)
+            kept = int((y != 0).sum())
+            share = 0.5 * (1 + torch.erf(torch.tensor(point) / 2**0.5).item())
+            assert abs(kept - n * share) < 5 * (n * share * (1 - share)) ** 0.5
+            assert torch.equal(grad, (y != 0).to(dtype))
+            assert not torch.equal(y, other)
+            torch.manual_seed(0)
+            assert torch.equal(act(x), y)
 
 
 @needs_triton

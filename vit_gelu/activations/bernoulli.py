@@ -65,12 +65,17 @@ class Hashed(torch.autograd.Function):
         return grad * y.abs().sign(), None
 
 
+def seeds(device: torch.device) -> Tensor:
+    """Two int32 for ``hashed_bits``, from torch's global generator of the device."""
+    return torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=device)
+
+
 def hashed(x: Tensor) -> Tensor:
     """x·mask for compiled code on a CPU; the seeds come from torch's global generator.
 
     Where x is 0 itself, the gradient is 0, not the mask.
     """
-    return Hashed.apply(x, torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=x.device))
+    return Hashed.apply(x, seeds(x.device))
 
 
 def _threshold(x: Tensor, bits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_gelu.activations import bernoulli, eager, half_precision, one_pass
-from vit_gelu.activations.autograd import CDFProduct
+from vit_gelu.activations.autograd import CDFProduct, triton_masks
 from vit_gelu.activations.compiled import compiled_for_cpu
 from vit_gelu.activations.distributions import (
     LOGISTIC,
@@ -162,7 +162,8 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     """x·m with m ~ Bernoulli(Φ(x)), drawn anew at each call: the stochastic 0–1 map of GELU paper §2.
 
     Its expectation is GELU. The gradient is m; the mask counts as constant. Draws come from torch's global
-    generator of the device, with 24 bits or more; only the mask is kept for the backward pass.
+    generator of the device, with 24 bits or more; only the mask is kept for the backward pass, or the result, which
+    the next layer keeps as well (``bernoulli``, ``triton_mask``).
 
     >>> _ = torch.manual_seed(0)
     >>> gelu_stochastic(torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 9.0]))
@@ -170,6 +171,9 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     """
     if compiled_for_cpu(x):
         return bernoulli.hashed(x)
+    on_gpu = x.is_cuda and not torch.compiler.is_compiling() and eager.has_memory(x)
+    if on_gpu and (masks := triton_masks(x)) is not None:
+        return masks.masked(x)
     if torch.compiler.is_compiling() or x.dim() == 0 or not eager.fits(x, 0.0, 1.0):
         return x * bernoulli.formula(x.detach())
     return bernoulli.Masked.apply(x, bernoulli.draw(x.detach()))
