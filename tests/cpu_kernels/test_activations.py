@@ -7,6 +7,7 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from vit_gelu.activations import build_activation
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.activations.distributions import DISTRIBUTIONS
 from vit_gelu.activations.formulas import cdf_product
 from vit_gelu.cpu_kernels import activations, build
@@ -158,7 +159,7 @@ def test_compiled_activations_use_them(name):
     grad = torch.randn(128, 1024, generator=torch.Generator().manual_seed(1)).bfloat16()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
-        y, codes = run_and_get_code(torch.compile(module), x)
+        y, codes = run_and_get_code(torch.compile(module, options=cpu_options()), x)
     (by_x,), backward_codes = run_and_get_code(lambda: torch.autograd.grad(y, x, grad))
     assert "vit_gelu.activation.default" in "".join(codes)
     assert "vit_gelu.activation_backward.default" in "".join(codes + backward_codes)
@@ -169,7 +170,7 @@ def test_compiled_activations_use_them(name):
     (slope,) = torch.autograd.grad(expected, exact, grad.double())
     torch.testing.assert_close(by_x.double(), slope, rtol=2**-7, atol=2**-8)
     with torch.no_grad():
-        assert torch.equal(torch.compile(module)(x), y)
+        assert torch.equal(torch.compile(module, options=cpu_options())(x), y)
 
 
 @here
@@ -228,7 +229,7 @@ def test_learned_units(options, compiling):
     x = torch.randn(128, 1024, generator=torch.Generator().manual_seed(0)).requires_grad_()
     grad = torch.randn(128, 1024, generator=torch.Generator().manual_seed(1))
     inputs = (x, *unit.parameters())
-    y, codes = run_and_get_code(torch.compile(unit) if compiling else unit, x)
+    y, codes = run_and_get_code(torch.compile(unit, options=cpu_options()) if compiling else unit, x)
     if compiling:
         assert ("vit_gelu.learned_activation.default" in "".join(codes)) == (not options)
     got = torch.autograd.grad(y, inputs, grad)

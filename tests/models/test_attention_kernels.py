@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
 
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.models import Attention
 from vit_gelu.models.attention_kernels import KERNELS, few_queries, strided
 
@@ -68,7 +69,7 @@ def test_what_is_compiled_is_what_was_asked_for(kernel, fused):
     qkv = torch.randn(2, 17, 3, 4, 16)
     torch._dynamo.reset()
     with torch.no_grad():
-        compiled = torch.compile(KERNELS[kernel], fullgraph=True)
+        compiled = torch.compile(KERNELS[kernel], fullgraph=True, options=cpu_options())
         out, codes = run_and_get_code(lambda: compiled(qkv, 0.0))
     assert any("flash_attention" in code for code in codes) == fused
     torch.testing.assert_close(out, reference(qkv))

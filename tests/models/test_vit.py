@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vit_gelu.activations import ACTIVATIONS
+from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.models import VisionTransformer, build_vit
 
 SMALL = {"image_size": 8, "patch_size": 4, "num_classes": 5, "embed_dim": 24, "depth": 3, "num_heads": 3}
@@ -167,7 +168,7 @@ def test_compiles_as_one_graph(fresh_compiler, options):
 def test_compiled_code_is_right_and_follows_set_attention(fresh_compiler):
     vit = VisionTransformer(8, 4, embed_dim=16, depth=1, num_heads=2, num_classes=5)
     eager = copy.deepcopy(vit)
-    vit.compile(fullgraph=True)
+    vit.compile(fullgraph=True, options=cpu_options())
     assert vit.state_dict().keys() == eager.state_dict().keys()
     for attention in ("explicit", "sdpa"):
         vit.set_attention(attention)

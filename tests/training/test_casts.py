@@ -47,7 +47,8 @@ def gradients(net: nn.Module, call: Callable[..., torch.Tensor], x: torch.Tensor
 
 def compiled(net: nn.Module, grouping: GroupedCasts | None) -> Callable[..., torch.Tensor]:
     torch._dynamo.reset()
-    return torch.compile(net, options=grouping and {"post_grad_custom_post_pass": grouping})
+    options = compile_options("cpu") | ({"post_grad_custom_post_pass": grouping} if grouping else {})
+    return torch.compile(net, options=options)
 
 
 def both(net: nn.Module, x: torch.Tensor) -> list[tuple[int, int, list[int]]]:

@@ -55,7 +55,7 @@ def test_no_compiler(monkeypatch):
 
 
 def test_a_compiler_that_fails(monkeypatch):
-    def fails(function):
+    def fails(function, options):
         raise RuntimeError("backend='inductor' raised:\nCppCompileError: C++ compile error\n\nCommand:\nlong")
 
     monkeypatch.setenv("CXX", "ls")
@@ -69,9 +69,18 @@ def test_a_compiler_that_fails(monkeypatch):
 
 def test_a_compiler_that_lies(monkeypatch):
     monkeypatch.setenv("CXX", "ls")
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x: x.sum())
+    monkeypatch.setattr(torch, "compile", lambda function, options: lambda x: x.sum())
     with pytest.raises(ValueError, match="gives wrong results here"):
         check_compiler(CPU)
+
+
+def test_the_compiler_is_tried_as_the_network_will_need_it(monkeypatch):
+    """Other options cost ten seconds, in which torch prepares its headers for them."""
+    seen = []
+    monkeypatch.setenv("CXX", "ls")
+    monkeypatch.setattr(torch, "compile", lambda function, options: (seen.append(options), function)[1])
+    check_compiler(CPU)
+    assert seen == [compile_options("cpu")]
 
 
 def test_no_compiler_ends_a_run_before_it_starts(tmp_path, monkeypatch):
