@@ -12,7 +12,12 @@ from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.data import ImageData
 from vit_gelu.training import compilation
 from vit_gelu.training.casts import GroupedCasts
-from vit_gelu.training.compilation import check_compiler, check_cuda_graphs, graph_breaks
+from vit_gelu.training.compilation import (
+    check_compiler,
+    check_cuda_graphs,
+    compile_options,
+    graph_breaks,
+)
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import environment
 from vit_gelu.training.run import run_callbacks
