@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.profilers import PassThroughProfiler
 
 from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.base import RunModule
@@ -20,7 +19,7 @@ from vit_gelu.training.hooks import spare_the_step
 from vit_gelu.training.memory import keep_freed_memory
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
-from vit_gelu.training.profiler import NoProfiler
+from vit_gelu.training.profiler import profile_into
 from vit_gelu.training.progress import Display
 from vit_gelu.training.record import SCHEMA, environment, now, score_dict, write_json
 from vit_gelu.training.speed import SpeedMeter
@@ -109,8 +108,7 @@ def train(
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
-        trainer.profiler = NoProfiler()  # type: ignore[attr-defined]
+    profile_into(trainer, folder)
     spare_the_step(trainer, module, data)
     record: dict[str, Any] = {
         "schema": SCHEMA,
