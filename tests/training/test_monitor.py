@@ -110,3 +110,11 @@ def test_fetched_while_the_gpu_works():
     assert not on_its_way.is_there()
     assert torch.equal(on_its_way.values(), x[0, :3].cpu())
     assert on_its_way.is_there()
+
+
+def test_the_state_of_an_earlier_version():
+    state = monitor.Monitor().state_dict() | {"latest": {"epoch": 4, "lr": 0.25, "train_loss": 1.0}}
+    del state["epoch"], state["lr"]
+    restored = monitor.Monitor()
+    restored.load_state_dict(state)
+    assert (restored.epoch, restored.lr) == (4, 0.25)

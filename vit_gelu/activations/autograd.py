@@ -32,20 +32,19 @@ def _triton_kernels() -> ModuleType | None:
     return triton_kernels
 
 
-def triton_masks(x: Tensor) -> ModuleType | None:
-    """``triton_mask``, if it takes this tensor."""
-    kernels = _triton_kernels()
-    if kernels is None or not kernels.fits(x, 0.0, 1.0):
-        return None
-    from vit_gelu.activations import triton_mask
-
-    return triton_mask
-
-
 def kernels_for(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> ModuleType | None:
     """The module whose ``forward`` and ``backward`` take these, or None: then the plain formula serves."""
     candidates = (_triton_kernels(),) if x.is_cuda else (one_pass, generated, eager)
     return next((kernels for kernels in candidates if kernels and kernels.fits(x, mu, sigma)), None)
+
+
+def triton_masks(x: Tensor) -> ModuleType | None:
+    """``triton_mask``, if it takes this tensor."""
+    if not x.is_cuda or kernels_for(x, 0.0, 1.0) is None:
+        return None
+    from vit_gelu.activations import triton_mask
+
+    return triton_mask
 
 
 class CDFProduct(torch.autograd.Function):

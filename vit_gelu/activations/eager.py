@@ -167,12 +167,13 @@ def fits(x: Tensor, mu: Tensor | float, sigma: Tensor | float) -> bool:
 
     μ must be finite, and σ not so small that (x − μ)/σ overflows.
     """
-    # Numbers stay numbers: as tensors they would take longer to ask than a small activation to compute.
-    if not all(not isinstance(t, Tensor) or (_plain(t) and t.dim() <= 1) for t in (mu, sigma)):
+    parameters = [t for t in (mu, sigma) if isinstance(t, Tensor)]
+    if not all(_plain(t) for t in (x, *parameters)) or any(t.dim() > 1 for t in parameters):
         return False
+    # Numbers stay numbers: as tensors they would take longer to ask than a small activation to compute.
     finite = bool(mu.isfinite().all()) if isinstance(mu, Tensor) else math.isfinite(mu)
     wide = bool((sigma > 1e-20).all()) if isinstance(sigma, Tensor) else sigma > 1e-20
-    return _plain(x) and finite and wide
+    return finite and wide
 
 
 class Scratch:

@@ -171,12 +171,12 @@ def gelu_stochastic(x: Tensor) -> Tensor:
     """
     if compiled_for_cpu(x):
         return bernoulli.hashed(x)
-    on_gpu = x.is_cuda and not torch.compiler.is_compiling() and eager.has_memory(x)
-    if on_gpu and (masks := triton_masks(x)) is not None:
+    plain = not torch.compiler.is_compiling() and x.dim() > 0 and eager.has_memory(x)
+    if plain and (masks := triton_masks(x)) is not None:
         return masks.masked(x)
-    if torch.compiler.is_compiling() or x.dim() == 0 or not eager.fits(x, 0.0, 1.0):
-        return x * bernoulli.formula(x.detach())
-    return bernoulli.Masked.apply(x, bernoulli.draw(x.detach()))
+    if plain and eager.fits(x, 0.0, 1.0):
+        return bernoulli.Masked.apply(x, bernoulli.draw(x.detach()))
+    return x * bernoulli.formula(x.detach())
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:

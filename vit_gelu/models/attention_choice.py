@@ -283,7 +283,7 @@ def _call(name: str, shape: Shape, device: torch.device, *, batch: int) -> Calla
     run: Callable[[Tensor], Tensor] = attention
     if shape.compiled:
         key_cache()
-        run = torch.compile(attention, dynamic=False, options=cpu_options() if device.type == "cpu" else None)
+        run = torch.compile(attention, dynamic=False, options=cpu_options())
 
     def autocast() -> AbstractContextManager[object]:
         return torch.autocast(device.type, dtype=dtype, enabled=shape.autocast)

@@ -66,8 +66,7 @@ def check_compiler(device: torch.device) -> None:
 
     try:
         # As the network will be: for other options torch would prepare its headers again, which takes ten seconds.
-        options = cpu_options() if device.type == "cpu" else None
-        result = torch.compile(function, options=options)(torch.ones(16, device=device))
+        result = torch.compile(function, options=cpu_options())(torch.ones(16, device=device))
     except Exception as error:  # dynamo, inductor, triton and the compiler each have their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "rror" in line), (lines or [type(error).__name__])[0])

@@ -229,10 +229,11 @@ class Monitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         sums = state_dict["sums"]  # a tensor, or nothing, where an earlier version wrote it
         self.sums = [0.0, 0.0, 0.0] if sums is None else [float(value) for value in sums]
-        self.lr = float(state_dict.get("lr", math.nan))  # an earlier version wrote neither
-        self.epoch = int(state_dict.get("epoch", 0))
         self.flushed_step = state_dict["flushed_step"]
         self.rows = state_dict["rows"]
         self.latest = dict(state_dict["latest"])
+        # An earlier version wrote neither; its last row has them.
+        self.lr = float(state_dict.get("lr", self.latest.get("lr", math.nan)))
+        self.epoch = int(state_dict.get("epoch", self.latest.get("epoch", 0)))
         self.started = state_dict["started"]
         self._seconds_before = state_dict["seconds"]
