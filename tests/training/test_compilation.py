@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def test_a_graph_break_is_counted_and_told_once():
     torch._dynamo.reset()
-    meter, trainer = SpeedMeter(), SimpleNamespace(is_global_zero=True)
+    meter, trainer = SpeedMeter(), SimpleNamespace(is_global_zero=True, world_size=1)
     meter.on_train_start(trainer, SimpleNamespace(device=CPU))
     assert meter.breaks() == {}
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from vit_gelu.training.monitor import Monitor
 from vit_gelu.training.speed import SpeedMeter
 
-REFRESH_SECONDS = 1.0  # drawing takes some five milliseconds on the thread that trains
+REFRESH_SECONDS = 1.0  # drawing takes milliseconds on the thread that trains
 LINE_SECONDS = 30.0
 
 

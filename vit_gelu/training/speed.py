@@ -218,7 +218,7 @@ class SpeedMeter(Callback):
         return time.perf_counter()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._device = pl_module.device
+        self._device, self._processes = pl_module.device, trainer.world_size
         self._exclusivity = Exclusivity(self._device, self.shared)
         self.graphs = self._graphs_before = compiled_graphs()
         self._breaks_before = graph_breaks()
@@ -236,7 +236,7 @@ class SpeedMeter(Callback):
     ) -> None:
         now, host = self._now(self._device), time.perf_counter()
         self.steps += 1
-        self.global_batch = len(batch.targets) * trainer.world_size
+        self.global_batch = len(batch.targets) * self._processes
         self.images_seen += self.global_batch
         graphs, recordings = compiled_graphs(), pl_module.step_graph.recordings
         if graphs != self.graphs or recordings != self.recordings:
