@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -13,6 +14,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

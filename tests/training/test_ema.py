@@ -1,12 +1,14 @@
 """The average that is evaluated and saved is the exponential moving average of the weights after each step."""
 
+import pytest
 import torch
 
 from tests.training.helpers import train, weights
 from vit_gelu.training.monitor import Monitor
 
 
-def test_average_equals_a_loop(tmp_path, monkeypatch):
+def watched(tmp_path, monkeypatch, **options):
+    """A run, and the weights after each of its steps."""
     trajectory = []
     original = Monitor.on_train_batch_end
 
@@ -15,10 +17,19 @@ def test_average_equals_a_loop(tmp_path, monkeypatch):
         trajectory.append({k: v.detach().clone() for k, v in module.state_dict().items()})
 
     monkeypatch.setattr(Monitor, "on_train_batch_end", patched)
-    record = train(tmp_path / "run", model__ema_decay=0.8)
+    return train(tmp_path / "run", **options), trajectory
+
+
+def loop(trajectory, decay):
     average = {k: v.double() for k, v in trajectory[0].items()}
     for state in trajectory[1:]:
-        average = {k: 0.8 * a + 0.2 * state[k].double() for k, a in average.items()}
+        average = {k: decay * a + (1 - decay) * state[k].double() for k, a in average.items()}
+    return average
+
+
+def test_average_equals_a_loop(tmp_path, monkeypatch):
+    record, trajectory = watched(tmp_path, monkeypatch, model__ema_decay=0.8)
+    average = loop(trajectory, 0.8)
     saved = weights(tmp_path / "run")
     for key, value in saved.items():
         torch.testing.assert_close(value.double(), average[key], rtol=1e-4, atol=1e-6)
@@ -36,6 +47,30 @@ def test_average_equals_a_loop(tmp_path, monkeypatch):
     with torch.no_grad():
         correct = sum(int((net(b.images).argmax(1) == b.targets).sum()) for b in loader)
     assert correct == record["test"]["correct"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "network", "averaged", "error"),
+    [
+        ("64-true", torch.float64, torch.float64, 1e-13),
+        ("bf16-true", torch.bfloat16, torch.float32, 1e-6),
+    ],
+)
+def test_average_is_at_least_as_exact_as_the_weights(
+    tmp_path, monkeypatch, precision, network, averaged, error
+):
+    """However often it is evaluated, for which it is rounded to what the network computes in."""
+    options = {"trainer__precision": precision, "trainer__val_check_interval": 3}
+    _, trajectory = watched(tmp_path, monkeypatch, model__ema_decay=0.99, **options)
+    average, saved = loop(trajectory, 0.99), weights(tmp_path / "run")
+    raw = weights(tmp_path / "run", "current_model_state")
+    for key, value in saved.items():
+        assert (raw[key].dtype, value.dtype) == (network, averaged)
+        torch.testing.assert_close(value.double(), average[key], rtol=error, atol=error)
+        assert torch.equal(raw[key], trajectory[-1][key])
+    (tmp_path / "alone").mkdir()
+    _, alone = watched(tmp_path / "alone", monkeypatch, **options)
+    assert all(torch.equal(alone[-1][k], v) for k, v in trajectory[-1].items())
 
 
 def test_best_checkpoint_is_what_best_means(tmp_path):

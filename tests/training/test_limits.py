@@ -47,6 +47,11 @@ def test_best_of_a_run_that_was_never_validated_is_its_last(tmp_path):
     assert_same_weights(weights(tmp_path / "run", name="best"), weights(tmp_path / "run"))
 
 
+def test_a_trial_of_a_few_steps_needs_no_shorter_warm_up(tmp_path):
+    record = train(tmp_path / "run", trainer__fast_dev_run=2, model__warmup_epochs=1)
+    assert record["steps"] == 2
+
+
 def test_a_training_cut_short_says_so(tmp_path, capsys):
     record = train(tmp_path / "run", trainer__max_epochs=1000, trainer__max_time="00:00:00:01")
     assert record["steps"] < record["planned_steps"] == 1000 * (record["dataset"]["train_n"] // 128)

@@ -39,6 +39,40 @@ def check_numbers(config: Namespace) -> None:
         raise UsageError(f"--trainer.gradient_clip_val {trainer.gradient_clip_val}: must be >= 0")
     if trainer.devices in (0, "0"):
         raise UsageError("--trainer.devices 0: must be >= 1, or -1 or auto for all there are")
+    for name in ("log_every_n_steps", "check_val_every_n_epoch"):
+        value = getattr(trainer, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--trainer.{name} {value}: must be >= 1")
+    if trainer.val_check_interval == 0:
+        raise UsageError(
+            "--trainer.val_check_interval 0: must be > 0; --trainer.limit_val_batches 0 never validates"
+        )
+    if trainer.limit_train_batches == 0:
+        raise UsageError("--trainer.limit_train_batches 0: leaves nothing to train on; must be > 0")
+    for what in ("epochs", "steps"):
+        least, most = getattr(trainer, f"min_{what}"), getattr(trainer, f"max_{what}")
+        if least is not None and most is not None and 0 <= most < least:
+            raise UsageError(f"--trainer.min_{what} {least}: must be <= --trainer.max_{what} {most}")
+
+
+# What a run does in its own way, whatever the Trainer is told.
+OWN_WAY = {
+    "default_root_dir": "everything goes into the run folder: give --out",
+    "barebones": "a run is logged and saved; for speed alone: vit-gelu bench training",
+    "enable_model_summary": "no summary is printed; record.json has the number of parameters",
+}
+
+
+def check_own_way(trainer: Namespace) -> None:
+    """Check that nothing is asked of the Trainer that a run would ignore.
+
+    Raises:
+        UsageError: it is.
+    """
+    for name, reason in OWN_WAY.items():
+        value = getattr(trainer, name)
+        if value not in (None, False):
+            raise UsageError(f"--trainer.{name} {str(value).lower() if value is True else value}: {reason}")
 
 
 def check_accelerator(asked: Any) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vit_gelu.cli.checks import check_accelerator, check_choices, check_numbers
+from vit_gelu.cli.checks import check_accelerator, check_choices, check_numbers, check_own_way
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
@@ -127,6 +127,7 @@ class TrainCLI(LightningCLI):
         parser.given = list(args)
         self.config = parser.parse_args(args)
         check_numbers(self.config)
+        check_own_way(self.config.trainer)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # A second name for one option: link_arguments instead would let a flag's default silence the YAML.

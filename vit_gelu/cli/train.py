@@ -124,6 +124,8 @@ def carry_out(
     argv = _resume_arguments(argv, resume, command) if resume is not None else expand_configs(argv, command)
 
     quieten()
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from vit_gelu.cli.options import COMMANDS
     from vit_gelu.training.checkpoints import Interrupted
     from vit_gelu.training.monitor import Diverged
@@ -155,6 +157,10 @@ def carry_out(
         print(f"vit-gelu {command}: {error}; saved. Go on with:", file=sys.stderr)
         print(f"  vit-gelu {command} --resume {cli.folder}", file=sys.stderr)
         return 128 + error.signum
+    except MisconfigurationException as error:
+        # Options that did not fit the data: the Trainer knows them from there on.
+        cli.discard_folder()
+        raise UsageError(f"--trainer: {error}") from error
     except Exception:
         cli.discard_folder()
         raise
@@ -194,6 +200,7 @@ def quieten() -> None:
         ".*Skipping val loop.*",
         ".*You are using the .*Averaging callback, but.*",
         ".*You're using the WeightAveraging callback, but.*",
+        ".*sync_dist=True.*",  # every process has the sum already
     )
     for message in ignored:
         warnings.filterwarnings("ignore", message=message)

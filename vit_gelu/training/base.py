@@ -240,9 +240,12 @@ class RunModule(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         batches = self.trainer.datamodule.batches_per_epoch  # type: ignore[attr-defined]
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        warmup = warmup_length(
-            self.warmup_epochs, self.warmup_steps, steps_per_epoch=per_epoch, total_steps=total
-        )
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warmup = 0  # a trial of a few steps, whatever is asked of a whole training
+        else:
+            warmup = warmup_length(
+                self.warmup_epochs, self.warmup_steps, steps_per_epoch=per_epoch, total_steps=total
+            )
         scheduler = build_schedule(
             optimizer,
             total_steps=total,

@@ -38,6 +38,9 @@ class AveragedWeights(WeightAveraging):
     The first update copies the weights; each later step moves the average by 1 - decay (Polyak & Juditsky 1992
     in its exponential form).
 
+    Weights of half precision (``16-true``, ``bf16-true``) have an average in float32, rounded for evaluation alone;
+    float64 has one in float64.
+
     Args:
         decay: share of the old average that a step keeps, in (0, 1).
     """
@@ -46,6 +49,12 @@ class AveragedWeights(WeightAveraging):
         super().__init__()
         self.decay = decay
         self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []  # averaged and current: parameters, buffers
+        self._exact: list[Tensor] = []  # the average, while the network has it rounded
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None and str(trainer.precision).startswith("64"):
+            self._average_model.double()  # as the network will be
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -69,10 +78,26 @@ class AveragedWeights(WeightAveraging):
         if first:
             torch._foreach_copy_(parameters, current)
         else:
+            if current[0].dtype != parameters[0].dtype:
+                current = [t.to(parameters[0].dtype) for t in current]
             torch._foreach_lerp_(parameters, current, 1 - self.decay)
         if buffers[0]:
             torch._foreach_copy_(*buffers)
         averages.n_averaged += 1
+
+    def _swap_models(self, pl_module: Any) -> None:
+        averages = self._average_model
+        assert averages is not None
+        average = list(averages.module.parameters())
+        if average[0].dtype == next(pl_module.parameters()).dtype:
+            super()._swap_models(pl_module)
+        elif self._exact:
+            super()._swap_models(pl_module)
+            torch._foreach_copy_([p.data for p in average], self._exact)
+            self._exact = []
+        else:
+            self._exact = [p.detach().clone() for p in average]
+            super()._swap_models(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if "averaging_state" not in checkpoint:
