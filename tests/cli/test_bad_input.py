@@ -69,6 +69,13 @@ def failure(capsys, argv):
         ({"trainer__limit_val_batches": 0.5}, ["--trainer", "limit_val_batches", "1.0"]),
         ({"trainer__min_epochs": 5}, ["--trainer.min_epochs 5", "--trainer.max_epochs 2"]),
         ({"trainer__default_root_dir": "elsewhere"}, ["--trainer.default_root_dir elsewhere", "--out"]),
+        ({"trainer__devices": "one"}, ["--trainer", "devices", "int > 0"]),
+        (
+            {"trainer__callbacks": "EarlyStopping", "trainer__callbacks__monitor": "val_top"},
+            ["--trainer.callbacks EarlyStopping", "val_top", "val_top1"],
+        ),
+        ({"trainer__strategy": "ddp_spawn"}, ["--trainer.strategy", "use ddp"]),
+        ({"checkpoint_minutes": -1}, ["--checkpoint_minutes -1", ">= 0"]),
         ({"trainer__barebones": "true"}, ["--trainer.barebones true", "vit-gelu bench"]),
         ({"trainer__enable_model_summary": "true"}, ["--trainer.enable_model_summary true", "record.json"]),
         (

@@ -1,12 +1,19 @@
 """Accumulation, limits on evaluation, the best checkpoint of a run that was never validated on its way."""
 
+import csv
 import json
 import subprocess
 import sys
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from tests.training.helpers import ROOT, arguments, assert_same_weights, metrics, train, weights
+from vit_gelu.data import ImageData
+from vit_gelu.training import run
+from vit_gelu.training.module import ClassificationModule
+from vit_gelu.training.run import run_callbacks
 
 
 def losses(out):
@@ -112,3 +119,27 @@ def test_one_batch_is_one_batch_whatever_the_process_did_before():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "1"
+
+
+@pytest.mark.parametrize(
+    "callback", [StochasticWeightAveraging(0.1), EMAWeightAveraging()], ids=lambda c: type(c).__name__
+)
+def test_averages_that_are_not_ours_are_refused(tmp_path, callback):
+    """Ours is copied into the network after theirs, so that theirs would have been for nothing."""
+    callbacks = [*run_callbacks(tmp_path, show=False), callback]
+    trainer = Trainer(
+        accelerator="cpu", devices=1, callbacks=callbacks, logger=False, enable_checkpointing=True
+    )
+    module = ClassificationModule(patch_size=4, embed_dim=32, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match=rf"{type(callback).__name__}.*--model\.ema_decay"):
+        run.train(module, ImageData(name="digits"), trainer, tmp_path, config={})
+
+
+def test_a_logger_of_ones_own_gets_every_row(tmp_path):
+    theirs = {"trainer__logger": "CSVLogger", "trainer__logger__save_dir": str(tmp_path / "theirs")}
+    train(tmp_path / "run", trainer__max_epochs=1, **theirs)
+    with next((tmp_path / "theirs").rglob("metrics.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ours = metrics(tmp_path / "run")
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in ours]
+    assert len(rows) > 3

@@ -1,9 +1,11 @@
 """Checks of the options of ``vit-gelu train`` that need no data: words, numbers and devices."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.suggest import unknown
@@ -37,6 +39,8 @@ def check_numbers(config: Namespace) -> None:
         raise UsageError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: must be >= 1")
     if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
         raise UsageError(f"--trainer.gradient_clip_val {trainer.gradient_clip_val}: must be >= 0")
+    if not config.checkpoint_minutes >= 0:
+        raise UsageError(f"--checkpoint_minutes {config.checkpoint_minutes}: must be >= 0")
     if trainer.devices in (0, "0"):
         raise UsageError("--trainer.devices 0: must be >= 1, or -1 or auto for all there are")
     for name in ("log_every_n_steps", "check_val_every_n_epoch"):
@@ -73,6 +77,24 @@ def check_own_way(trainer: Namespace) -> None:
         value = getattr(trainer, name)
         if value not in (None, False):
             raise UsageError(f"--trainer.{name} {str(value).lower() if value is True else value}: {reason}")
+
+
+def check_callbacks(callbacks: Sequence[Callback], logged: Sequence[str]) -> None:
+    """Check what a user's callbacks look at before there is anything to see.
+
+    Args:
+        callbacks: of the Trainer.
+        logged: metrics that there will be.
+
+    Raises:
+        UsageError: a metric that there will not.
+    """
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *logged):
+            raise UsageError(
+                f"--trainer.callbacks {type(callback).__name__}: " + unknown("metric", str(monitor), logged)
+            )
 
 
 def check_accelerator(asked: Any) -> None:

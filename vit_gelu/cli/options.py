@@ -14,7 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vit_gelu.cli.checks import check_accelerator, check_choices, check_numbers, check_own_way
+from vit_gelu.cli.checks import (
+    check_accelerator,
+    check_callbacks,
+    check_choices,
+    check_numbers,
+    check_own_way,
+)
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
@@ -118,7 +124,9 @@ class TrainCLI(LightningCLI):
         try:
             return cls(**cls.settings(), args=argv)
         except MisconfigurationException as error:
-            raise UsageError(f"--trainer: {error}; devices of this machine: vit-gelu doctor") from None
+            about_devices = re.search("device|accelerator|gpu", str(error), re.IGNORECASE)
+            advice = "; devices of this machine: vit-gelu doctor" if about_devices else ""
+            raise UsageError(f"--trainer: {error}{advice}") from None
         except ImportError as error:
             raise UsageError(f"--trainer: an option needs a package that is not installed: {error}") from None
 
@@ -202,20 +210,31 @@ class TrainCLI(LightningCLI):
             shared=bool(os.environ.get("VIT_GELU_SHARED_DEVICE")),
         )
         self.trainer_defaults = {"callbacks": callbacks}
-        logger = self._loggers() if options.logger in (None, True) else options.logger
-        return super().instantiate_trainer(
-            logger=logger,
-            enable_checkpointing=save,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=str(self.folder),
-        )
+        try:
+            trainer: Any = super().instantiate_trainer(
+                logger=self._loggers(self._get(self.config_init, "trainer").logger),
+                enable_checkpointing=save,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=str(self.folder),
+            )
+        except TypeError as error:  # as Lightning refuses devices
+            raise UsageError(f"--trainer: {error}") from error
+        check_callbacks(trainer.callbacks, [name for name in self.columns if name.startswith("val_")])
+        return trainer
 
-    def _loggers(self) -> list[Logger]:
-        made: list[Logger] = [
-            MetricsFile(self.folder / "metrics.csv", self.columns)
-        ]  # always: the record is made beside it
+    def _loggers(self, given: Any) -> list[Logger]:
+        """``metrics.csv``, beside which the record is made, and the loggers that were asked for.
+
+        Args:
+            given: loggers of ``--trainer.logger``, which take the place of ``--loggers``; False for none at all.
+        """
+        if given is False:
+            return []
+        made: list[Logger] = [MetricsFile(self.folder / "metrics.csv", self.columns)]
+        if given not in (None, True):
+            return made + (list(given) if isinstance(given, list) else [given])
         if "tensorboard" in self.config.loggers:
             made.append(TensorBoardLogger(str(self.folder), name="", version="tensorboard"))
         if "wandb" in self.config.loggers:

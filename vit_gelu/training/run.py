@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.base import RunModule
@@ -104,6 +106,7 @@ def train(
     monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
+    _check_company(trainer)
     data.seed = module.seed
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if trainer.strategy.root_device.type == "cpu":
@@ -183,6 +186,22 @@ def _check_evaluation(trainer: pl.Trainer, checkpoints: Checkpoints | None, test
         if not trainer.limit_val_batches:
             raise ValueError(
                 "--test_checkpoint best: --trainer.limit_val_batches 0 leaves nothing to judge by"
+            )
+
+
+def _check_company(trainer: pl.Trainer) -> None:
+    """Refuse what others bring along and the record would be wrong with."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "--trainer.strategy: processes that are spawned or forked take along what they have measured, so that "
+            "the record would miss it; use ddp"
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        other = isinstance(callback, WeightAveraging) and not isinstance(callback, AveragedWeights)
+        if other or isinstance(callback, StochasticWeightAveraging):
+            raise ValueError(
+                f"--trainer.callbacks {type(callback).__name__}: other weights would be tested than are saved; "
+                "for an average of the weights: --model.ema_decay"
             )
 
 
