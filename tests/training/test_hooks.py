@@ -140,6 +140,14 @@ def test_signals_are_asked_for_once(tmp_path, monkeypatch):
         assert len(asked) == (0 if save else 1)
 
 
+def test_an_unknown_version_of_lightning_keeps_its_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.__version__", "2.7.0")
+    trainer = build(tmp_path)
+    module = run(trainer, Module, spare=True)
+    assert type(trainer.fit_loop.epoch_loop) is _TrainingEpochLoop
+    assert_same_weights(module.state_dict(), run(build(tmp_path), Module, spare=False).state_dict())
+
+
 class Logging(ClassificationModule):
     """Has what most do not: logged values, and a schedule that looks at one of them."""
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 
@@ -17,6 +18,8 @@ OF_A_STEP = (
     "on_train_batch_end",
 )
 
+KNOWN_VERSIONS = "2.6."  # of Lightning, whose loop ``StepLoop`` follows; with others theirs stays
+
 WITHIN = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
 
 
@@ -24,7 +27,7 @@ def spare_the_step(trainer: Any, module: Any, data: Any) -> None:
     """Leave out what Lightning does in every step for nobody.
 
     Hooks that neither a callback nor the module has are None, gradients that are None are not set to None, and the
-    Trainer's loop over an epoch becomes a ``StepLoop``.
+    Trainer's loop over an epoch becomes a ``StepLoop``, where its version of Lightning is known.
 
     Where ``Checkpoints`` agrees on signals at the steps that are logged, processes no longer ask each other for
     them in every step, which would wait for every GPU.
@@ -41,6 +44,8 @@ def spare_the_step(trainer: Any, module: Any, data: Any) -> None:
                 setattr(owner, hook, None)
             else:
                 nobody.discard(hook)
+    if not lightning.__version__.startswith(KNOWN_VERSIONS):
+        return
     saves = any(isinstance(callback, Checkpoints) for callback in trainer.callbacks)
     loop: Any = StepLoop(
         trainer, module, data, nothing_within=nobody.issuperset(WITHIN), asks_for_signals=not saves
