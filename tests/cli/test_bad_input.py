@@ -75,6 +75,20 @@ def failure(capsys, argv):
             ["--trainer.callbacks EarlyStopping", "val_top", "val_top1"],
         ),
         ({"trainer__strategy": "ddp_spawn"}, ["--trainer.strategy", "use ddp"]),
+        (
+            {"trainer__callbacks": "EarlyStoping"},
+            ["--trainer.callbacks", "'EarlyStoping'", "Did you mean 'EarlyStopping'"],
+        ),
+        ({"trainer__callbacks": "EarlyStopping"}, ["EarlyStopping: needs --trainer.callbacks.monitor"]),
+        (
+            {"trainer__callbacks": "EarlyStopping", "trainer__callbacks__moniter": "val_loss"},
+            ["unknown option --trainer.callbacks.moniter", "Did you mean --trainer.callbacks.monitor"],
+        ),
+        (
+            {"trainer__callbacks": "Timer", "trainer__callbacks__verbose": "x"},
+            ["--trainer.callbacks.verbose x", "bool"],
+        ),
+        ({"trainer__logger": "CVSLogger"}, ["--trainer.logger", "'CVSLogger'", "'CSVLogger'"]),
         ({"checkpoint_minutes": -1}, ["--checkpoint_minutes -1", ">= 0"]),
         ({"trainer__barebones": "true"}, ["--trainer.barebones true", "vit-gelu bench"]),
         ({"trainer__enable_model_summary": "true"}, ["--trainer.enable_model_summary true", "record.json"]),

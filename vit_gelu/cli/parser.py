@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
 from vit_gelu.cli.errors import UsageError
@@ -55,6 +56,9 @@ class Parser(LightningArgumentParser):
             hint = f" Did you mean {' or '.join('--' + c for c in close[:2])}?" if close else ""
             command = " ".join((self.usage or "vit-gelu train").split()[:2])
             return f"{self._file_of(key)}unknown option --{key}.{hint} All options: {command} --help all"
+        of_a_class = _of_a_class(message)
+        if of_a_class is not None:
+            return of_a_class
         key, value = _first(message, r'Parser key "([\w.]+)"'), _first(message, r"(?:Got|Given) value: (.+)")
         if key is not None and value is not None:
             literals = re.findall(r"Literal\[([^\]]*)\]", message)
@@ -81,6 +85,29 @@ class Parser(LightningArgumentParser):
             ):
                 return f"{value}: "
         return ""
+
+
+def _of_a_class(message: str) -> str | None:
+    """What is wrong with an option whose value is an object (``--trainer.callbacks EarlyStopping``), or with one of its
+    own options; None: the message is about something else.
+    """
+    key = _first(message, r'Parser key "(trainer\.\w+)"')
+    if key is None:
+        return None
+    name = _first(message, r"Given value: Namespace\(class_path='(?:[\w.]+\.)?(\w+)'")
+    missing = _first(message, r"arguments are required: ([\w, ]+)")
+    if name and missing:
+        needed = " and ".join(f"--{key}.{option}" for option in missing.split(", "))
+        return f"--{key} {name}: needs {needed}"
+    if "Given value: NestedArg" in message:
+        about = _first(message, r"- (unknown option --.*?)\.? All options", r"- (--[\w.]+ .*: must .*)")
+        return re.sub("--", f"--{key}.", about) if about else None
+    word = _first(message, r"Expected a dot import path string: (\w+)")
+    module = {"trainer.callbacks": callbacks, "trainer.logger": loggers}.get(key)
+    if word and module:
+        hint = unknown(key.rpartition(".")[2].rstrip("s"), word, sorted(module.__all__), limit=12)
+        return f"--{key}: {hint}, or your_package.your_module.YourClass"
+    return None
 
 
 def _holds(options: Any, path: list[str]) -> bool:
