@@ -299,12 +299,18 @@ class TrainCLI(LightningCLI):
         config, trainer = self.config, self.trainer
         device = trainer.strategy.root_device
         what = f"{self.kind} {network_in_words(config.model)}".strip()
+        nodes = f"{trainer.num_nodes} nodes of " if trainer.num_nodes > 1 else ""
         print(
             f"{what}, activation {config.model.activation or 'its own'}, on {config.data.name}, seed "
-            f"{config.seed_everything}: {trainer.num_devices} x {device.type}, {trainer.precision}"
+            f"{config.seed_everything}: {nodes}{trainer.num_devices} x {device.type}, {trainer.precision}"
             f"{', compiled' if config.model.compile else ''} -> {self.folder}",
             flush=True,
         )
+        cluster = getattr(trainer.strategy, "cluster_environment", None)
+        if nodes and cluster is not None:
+            # They may come minutes later, or, with another port, never.
+            where = f"{cluster.main_address}:{cluster.main_port}"
+            print(f"waiting for all nodes at {where} (MASTER_ADDR, MASTER_PORT)", flush=True)
         if trainer.num_devices > usable_cores() and device.type == "cpu":
             print(
                 f"warning: {trainer.num_devices} processes share {usable_cores()} cores; is there no GPU? "

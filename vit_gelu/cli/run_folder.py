@@ -17,7 +17,8 @@ FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
 
 def is_main_process() -> bool:
     """Whether this process is the first of its run; known before torch.distributed starts."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def free_folder(base: Path) -> Path:
