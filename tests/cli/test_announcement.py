@@ -3,7 +3,7 @@
 import pytest
 
 from tests.training.helpers import arguments
-from vit_gelu.cli import machine, options
+from vit_gelu.cli import announcement, machine
 from vit_gelu.cli.options import TrainCLI
 
 
@@ -17,8 +17,8 @@ from vit_gelu.cli.options import TrainCLI
     ],
 )
 def test_emulated_bfloat16(tmp_path, monkeypatch, capsys, lacks, precision, warned):
-    monkeypatch.setattr(options, "lacks_bfloat16", lambda: lacks)
-    TrainCLI.parse(arguments(tmp_path / "run", trainer__precision=precision)).announce()
+    monkeypatch.setattr(announcement, "lacks_bfloat16", lambda: lacks)
+    announcement.announce(TrainCLI.parse(arguments(tmp_path / "run", trainer__precision=precision)))
     lines = capsys.readouterr().err.splitlines()
     assert (
         len([line for line in lines if line.startswith("warning: this processor has no bfloat16")]) == warned
@@ -46,5 +46,5 @@ def test_what_the_processor_says(monkeypatch, instructions, lacks):
 def test_a_size_that_is_not_that_of_the_name(tmp_path, capsys, given, words):
     """A recipe that sets the width wins over a name on the command line: not without a word."""
     sizes = {f"model__{k}": v for k, v in given.items()}
-    TrainCLI.parse(arguments(tmp_path / "run", model__name="vit_small", **sizes)).announce()
+    announcement.announce(TrainCLI.parse(arguments(tmp_path / "run", model__name="vit_small", **sizes)))
     assert capsys.readouterr().out.startswith(words)

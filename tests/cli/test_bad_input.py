@@ -79,6 +79,14 @@ def failure(capsys, argv):
             {"trainer__callbacks": "EarlyStoping"},
             ["--trainer.callbacks", "'EarlyStoping'", "Did you mean 'EarlyStopping'"],
         ),
+        (
+            {
+                "trainer__callbacks": "EarlyStopping",
+                "trainer__callbacks__monitor": "val_loss",
+                "trainer__limit_val_batches": 0,
+            },
+            ["--trainer.callbacks EarlyStopping: without validation, no val_loss"],
+        ),
         ({"trainer__callbacks": "EarlyStopping"}, ["EarlyStopping: needs --trainer.callbacks.monitor"]),
         (
             {"trainer__callbacks": "EarlyStopping", "trainer__callbacks__moniter": "val_loss"},

@@ -84,7 +84,7 @@ def check_callbacks(callbacks: Sequence[Callback], logged: Sequence[str]) -> Non
 
     Args:
         callbacks: of the Trainer.
-        logged: metrics that there will be.
+        logged: metrics that there will be; none where nothing is validated.
 
     Raises:
         UsageError: a metric that there will not.
@@ -92,9 +92,8 @@ def check_callbacks(callbacks: Sequence[Callback], logged: Sequence[str]) -> Non
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *logged):
-            raise UsageError(
-                f"--trainer.callbacks {type(callback).__name__}: " + unknown("metric", str(monitor), logged)
-            )
+            why = unknown("metric", str(monitor), logged) if logged else f"without validation, no {monitor}"
+            raise UsageError(f"--trainer.callbacks {type(callback).__name__}: {why}")
 
 
 def check_accelerator(asked: Any) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +21,9 @@ from vit_gelu.cli.checks import (
     check_own_way,
 )
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.machine import lacks_bfloat16, usable_cores
 from vit_gelu.cli.parser import Parser
 from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
-from vit_gelu.models import VIT_SIZES
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import fill_defaults
 from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
@@ -221,7 +218,8 @@ class TrainCLI(LightningCLI):
             )
         except TypeError as error:  # as Lightning refuses devices
             raise UsageError(f"--trainer: {error}") from error
-        check_callbacks(trainer.callbacks, [name for name in self.columns if name.startswith("val_")])
+        validated = [name for name in self.columns if name.startswith("val_")]
+        check_callbacks(trainer.callbacks, validated if trainer.limit_val_batches else [])
         return trainer
 
     def _loggers(self, given: Any) -> list[Logger]:
@@ -291,51 +289,6 @@ class TrainCLI(LightningCLI):
             and not any(self.folder.glob("**/*.ckpt"))
         ):
             shutil.rmtree(self.folder)
-
-    def announce(self) -> None:
-        """What is about to run, where."""
-        if not is_main_process():
-            return
-        config, trainer = self.config, self.trainer
-        device = trainer.strategy.root_device
-        what = f"{self.kind} {network_in_words(config.model)}".strip()
-        nodes = f"{trainer.num_nodes} nodes of " if trainer.num_nodes > 1 else ""
-        print(
-            f"{what}, activation {config.model.activation or 'its own'}, on {config.data.name}, seed "
-            f"{config.seed_everything}: {nodes}{trainer.num_devices} x {device.type}, {trainer.precision}"
-            f"{', compiled' if config.model.compile else ''} -> {self.folder}",
-            flush=True,
-        )
-        cluster = getattr(trainer.strategy, "cluster_environment", None)
-        if nodes and cluster is not None:
-            # They may come minutes later, or, with another port, never.
-            where = f"{cluster.main_address}:{cluster.main_port}"
-            print(f"waiting for all nodes at {where} (MASTER_ADDR, MASTER_PORT)", flush=True)
-        if trainer.num_devices > usable_cores() and device.type == "cpu":
-            print(
-                f"warning: {trainer.num_devices} processes share {usable_cores()} cores; is there no GPU? "
-                "(vit-gelu doctor)",
-                file=sys.stderr,
-            )
-        if config.trainer.enable_checkpointing is False:
-            print("warning: no weights are saved (--trainer.enable_checkpointing false)", file=sys.stderr)
-        if device.type == "cpu" and "bf16" in str(trainer.precision) and lacks_bfloat16():
-            print(
-                f"warning: this processor has no bfloat16 instructions and emulates --trainer.precision "
-                f"{trainer.precision}, slowly; 32-true is faster here",
-                file=sys.stderr,
-            )
-        if self.ckpt_path is not None:
-            print(f"going on from {self.ckpt_path}", flush=True)
-
-
-def network_in_words(model: Namespace) -> str:
-    """Its name, and where its size is not that of the name: a recipe may set both, an option only one of them."""
-    name = str(model.name or model.pretrained)
-    size = VIT_SIZES.get(name)
-    given = {field: getattr(model, field, None) for field in ("embed_dim", "depth", "num_heads")}
-    other = [f"{k} {v}" for k, v in given.items() if size and v not in (None, getattr(size, k))]
-    return f"{name} of {', '.join(other)}" if other else name
 
 
 class PretrainCLI(TrainCLI):

@@ -126,6 +126,7 @@ def carry_out(
     quieten()
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from vit_gelu.cli.announcement import announce
     from vit_gelu.cli.options import COMMANDS
     from vit_gelu.training.checkpoints import Interrupted
     from vit_gelu.training.monitor import Diverged
@@ -137,7 +138,7 @@ def carry_out(
         print(f"{cli.folder}: finished already; nothing to go on with")
         show(finished)
         return 0
-    cli.announce()
+    announce(cli)
     try:
         record = train(
             cli.model,

@@ -88,16 +88,14 @@ class AveragedWeights(WeightAveraging):
     def _swap_models(self, pl_module: Any) -> None:
         averages = self._average_model
         assert averages is not None
-        average = list(averages.module.parameters())
-        if average[0].dtype == next(pl_module.parameters()).dtype:
-            super()._swap_models(pl_module)
-        elif self._exact:
-            super()._swap_models(pl_module)
-            torch._foreach_copy_([p.data for p in average], self._exact)
+        average = [p.data for p in averages.module.parameters()]
+        comes_back = bool(self._exact)
+        if not comes_back and average[0].dtype != next(pl_module.parameters()).dtype:
+            self._exact = [p.clone() for p in average]
+        super()._swap_models(pl_module)
+        if comes_back:
+            torch._foreach_copy_(average, self._exact)
             self._exact = []
-        else:
-            self._exact = [p.detach().clone() for p in average]
-            super()._swap_models(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if "averaging_state" not in checkpoint:

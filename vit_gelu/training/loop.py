@@ -64,12 +64,7 @@ class StepLoop(_TrainingEpochLoop):
         self._direct = self._usual and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         self._at_start = [c.on_train_batch_start for c in trainer.callbacks if c.on_train_batch_start]
         self._at_end = [c.on_train_batch_end for c in trainer.callbacks if c.on_train_batch_end]
-        self._closures = not (
-            self._nothing_within
-            and module.graphs != "step"
-            and not self.automatic_optimization._skip_backward
-            and is_plain(trainer)
-        )
+        self._closures = not (self._nothing_within and module.graphs != "step" and is_plain(trainer))
         schedules = trainer.lr_scheduler_configs
         self._plateaus = any(c.reduce_on_plateau for c in schedules)
         self._follows_steps = (
