@@ -326,6 +326,9 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, capsys):
     (out / "record.json").unlink()
     before = (out / "config.yaml").read_text()
     assert "depth" in failure(capsys, ["train", "--resume", str(out), "--model.depth", "3"])
+    # A shipped recipe by its name, as elsewhere: its options are another run's.
+    assert "network option" in failure(capsys, ["train", "--resume", str(out), "--config", "digits"])
+    assert "'digits'" in failure(capsys, ["train", "--resume", str(out), "--config", "digitz"])
     assert (out / "config.yaml").read_text() == before
     main(["train", "--resume", str(out)])
     assert (out / "record.json").exists()

@@ -299,7 +299,8 @@ def test_contradictions(source, tmp_path, options, message):
         ({"model__depth": 3}, r"--model\.depth 3: not an option of timm/test_resnet"),
         (
             {"model__whiten_patches": "true", "model__patch_dropout": 0.5, "model__depth": 3},
-            r"--model\.depth 3, --model\.patch_dropout 0\.5, --model\.whiten_patches true: not options of timm/test_r",
+            r"--model\.depth 3, --model\.patch_dropout 0\.5, --model\.whiten_patches true: not options of timm/test_r"
+            r"(.|\n)*--model\.depth null --model\.patch_dropout 0\.0 --model\.whiten_patches false",
         ),
         ({"model__pretrained": "vit.pth"}, r"--model\.pretrained vit\.pth: of timm/test_resnet only timm"),
         ({"model__attention": "explicit"}, r"--model\.attention explicit: not an option"),

@@ -20,6 +20,7 @@ from vit_gelu.cli import pretrain as command
 from vit_gelu.cli.errors import guarded
 from vit_gelu.data import load_source
 from vit_gelu.models import VisionTransformer
+from vit_gelu.models.attention_kernels import KERNELS, explicit
 from vit_gelu.models.masked import MaskedAutoencoder, MaskedDecoder, draw_visible, visible_count
 from vit_gelu.randomness import key
 from vit_gelu.training import load_network
@@ -96,6 +97,24 @@ def test_the_run_folder_holds_a_plain_network(run):
     state = weights(out)
     assert {name.split(".")[0] for name in state} == {"net", "decoder"}
     with Image.open(out / "reconstruction.png") as picture:
+        assert picture.width > 2 * picture.height
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", torch.bfloat16), ("bf16-true", torch.bfloat16), ("64-true", torch.float64)],
+)
+def test_the_picture_is_drawn_in_the_precision_of_the_run(tmp_path, monkeypatch, precision, dtype):
+    """Some attention kernels know no other, and such a run must not fail at its very end."""
+
+    def particular(qkv, dropout):
+        if qkv.dtype != dtype and not torch.is_grad_enabled():  # operations are counted in float32
+            raise RuntimeError(f"not for {qkv.dtype}")
+        return explicit(qkv, dropout)
+
+    monkeypatch.setitem(KERNELS, "explicit", particular)
+    pretrain(tmp_path / "run", model__attention="explicit", trainer__precision=precision)
+    with Image.open(tmp_path / "run" / "reconstruction.png") as picture:
         assert picture.width > 2 * picture.height
 
 

@@ -35,9 +35,10 @@ def save_reconstruction(path: Path, module: MaskedModule, data: Any) -> None:
     part = data.source.val.take(indices)
     (batch,) = EvalLoader(part, batch_size=count, mean=data.mean, std=data.std, device=device)
     visible = module.validation_visible(indices.to(device))
-    training = module.training
+    training, precision = module.training, module.trainer.precision_plugin
     module.eval()
-    mask, drawn = module.autoencoder.reconstruct(batch.images, visible)
+    with precision.forward_context():  # what computes attention may know no other precision than the run's
+        mask, drawn = module.autoencoder.reconstruct(precision.convert_input(batch).images, visible)
     module.train(training)
 
     def pixels(images: Tensor) -> Tensor:

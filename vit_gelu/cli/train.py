@@ -121,7 +121,7 @@ def carry_out(
         at_end: called in process 0 with the judged network, before the record is written.
     """
     resume = _take(argv, "--resume")
-    argv = _resume_arguments(argv, resume, command) if resume is not None else expand_configs(argv, command)
+    argv = expand_configs(argv if resume is None else _resume_arguments(argv, resume, command), command)
 
     quieten()
     from lightning.pytorch.utilities.exceptions import MisconfigurationException

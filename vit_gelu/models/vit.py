@@ -331,7 +331,7 @@ def build_vit(name: str, **overrides: Any) -> VisionTransformer:
     5362762
     """
     if name not in VIT_SIZES:
-        raise ValueError(f"--model.name: {unknown('model', name, VIT_SIZES)}, or timm/NAME")
+        raise ValueError(f"--model.name: {unknown('model', name, VIT_SIZES)}")
     known = list(VisionTransformer.__init__.__annotations__)
     known.remove("return")
     for option in overrides:

@@ -12,6 +12,8 @@ from vit_gelu.models.anneal import anneal_activations
 from vit_gelu.models.build import Network, build_network
 from vit_gelu.models.options import pair
 from vit_gelu.models.pretrained import Pretrained, build_pretrained
+from vit_gelu.models.vit import VIT_SIZES
+from vit_gelu.suggest import unknown
 from vit_gelu.training.scratch import SCRATCH
 from vit_gelu.training.start import Beginning, swap_and_say
 from vit_gelu.training.timm_start import begin_timm, is_timm
@@ -55,6 +57,8 @@ def begin(
             option = "--data.upsample" if data.upsample else "--data.image_size"
             raise ValueError(str(error).replace("--model.image_size", option)) from None
     assert pretrained is None, "the checkpoint has not been read"
+    if options["name"] not in VIT_SIZES:
+        raise ValueError(f"--model.name: {unknown('model', options['name'], VIT_SIZES)}, or timm/NAME")
     return Beginning(build_vit(**{k: v for k, v in options.items() if v is not None}, **shape))
 
 

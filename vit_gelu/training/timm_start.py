@@ -45,7 +45,13 @@ def check_timm_options(options: dict[str, Any]) -> None:
         listed = ", ".join(
             f"--model.{k} {str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()
         )
-        raise ValueError(f"{listed}: {several} of {options['name']}, which is timm's own")
+        back = " ".join(
+            f"--model.{k} {'null' if NOT_TIMMS[k] is None else str(NOT_TIMMS[k]).lower()}" for k in given
+        )
+        raise ValueError(
+            f"{listed}: {several} of {options['name']}, which is timm's own\n"
+            f"Are these the recipe's? Take them back: {back}"
+        )
 
 
 def begin_timm(
