@@ -217,12 +217,17 @@ def test_the_same_name_with_another_split_is_said(digits_run, tmp_path, capsys):
 def test_precision_is_that_of_the_run_unless_asked_otherwise(digits_run, tmp_path, capsys):
     run = shutil.copytree(digits_run, tmp_path / "run")
     exact = evaluate(capsys, run, "--out", tmp_path / "a")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"]["precision"] = "bf16-mixed"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((run / "record.json").read_text())
+    record["env"]["precision"] = "bf16-mixed"
+    (run / "record.json").write_text(json.dumps(record))
     mixed = evaluate(capsys, run, "--out", tmp_path / "b")
     again = evaluate(capsys, run, "--out", tmp_path / "c", "--precision", "32-true")
     assert (exact["precision"], mixed["precision"]) == ("32-true", "bf16-mixed")
+    (run / "record.json").unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["precision"] = "bf16-mixed"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert evaluate(capsys, run, "--out", tmp_path / "d")["loss"] == mixed["loss"]
     assert again["loss"] == exact["loss"] != mixed["loss"]
     assert mixed["loss"] == pytest.approx(exact["loss"], rel=0.02)
 

@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
         write_evaluation,
     )
     from vit_gelu.cli.evaluation_table import print_classes
+    from vit_gelu.models import VisionTransformer
+    from vit_gelu.training.attention import compute_as_trained
     from vit_gelu.training.checkpoint import find_checkpoint, load_network
 
     device = choose_device(options.device)
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> int:
         refuse_to_overwrite(out, options.overwrite, FILES)
     else:
         refuse_to_overwrite(out, options.overwrite, (PROBE,), "a probe")
-    precision = options.precision or _own_precision(config)
+    precision = options.precision or _own_precision(checkpoint, config)
     batch_size = options.batch_size or data_options.get("eval_batch_size") or 512
     split = load_split(
         trained_on,
@@ -120,6 +122,9 @@ def main(argv: list[str]) -> int:
     # A probe is there for other data sets as well; that its own has changed is news.
     if split.note and (options.probe is None or options.data_name is None):
         print(f"warning: {split.note}", file=sys.stderr)
+    attention = None
+    if isinstance(net, VisionTransformer):
+        attention = compute_as_trained(net, config, batch=batch_size, precision=precision, device=device)
     names = split.source.class_names
     passes: dict[str, Any] = {
         "mean": tuple(trained_on["mean"]),
@@ -135,7 +140,8 @@ def main(argv: list[str]) -> int:
     def closing() -> dict[str, Any]:
         seconds = time.perf_counter() - started
         return {
-            "precision": precision, "batch_size": batch_size, "seconds": seconds, "env": _environment(device)
+            "precision": precision, "attention": attention, "batch_size": batch_size, "seconds": seconds,
+            "env": _environment(device),
         }  # fmt: skip
 
     if options.probe is not None:
@@ -228,9 +234,13 @@ def _out(options: Any, checkpoint: Path, own_name: str, in_run: bool) -> Path:
     return base / f"evaluation-{data}-{options.split}-{checkpoint.stem}{suffix}"
 
 
-def _own_precision(config: dict[str, Any]) -> str:
+def _own_precision(checkpoint: Path, config: dict[str, Any]) -> str:
     """The precision of the run, so that its own numbers come out again."""
-    own = (config.get("trainer") or {}).get("precision")
+    from vit_gelu.training.record import read_record
+
+    # A record has what the Trainer made of what was asked for: bf16-mixed of bf16, or of 16-mixed on a CPU.
+    record = read_record(checkpoint.resolve().parent.parent) if config else None
+    own = (record or {}).get("env", {}).get("precision") or (config.get("trainer") or {}).get("precision")
     return own if own in ("bf16-mixed", "16-mixed") else "32-true"
 
 

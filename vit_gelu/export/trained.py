@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vit_gelu.data.batch import Normalize
-from vit_gelu.models import VisionTransformer
 from vit_gelu.models.build import Network
 from vit_gelu.models.timm_model import TimmModel
 from vit_gelu.training.checkpoint import load_network
@@ -78,9 +77,6 @@ def read_trained(checkpoint: Path, options: dict[str, Any]) -> Trained:
             f"{net.config['anneal']['activation']} (alpha {net.config['anneal_alpha']:.3g}); "
             "export the end of the run: --checkpoint last"
         )
-    if isinstance(net, VisionTransformer):
-        # By rule: a kernel that was chosen for the device of the training may not exist here.
-        net.use_attention("auto", "auto")
     folder = checkpoint.resolve().parent.parent
     record = read_record(folder) if options else None
     notes = []

@@ -13,6 +13,9 @@ Network = VisionTransformer | TimmModel
 def build_network(config: dict[str, Any]) -> Network:
     """The network that a ``config`` describes, with initial weights.
 
+    Its attention is computed by rule (see ``resolve_attention``): what ``config`` asks for may be for another device or
+    for half precision alone.
+
     Args:
         config: that of a ``VisionTransformer`` or a ``TimmModel``; one with ``anneal`` and ``anneal_alpha`` is built
             in the midst of annealing, as it was.
@@ -40,6 +43,7 @@ def build_network(config: dict[str, Any]) -> Network:
                     f"network option {option!r} is unknown{hint}; was it written by a newer vit_gelu?"
                 )
         net = VisionTransformer(**rest)
+        net.use_attention("auto", "auto")
     if anneal:
         anneal_activations(net, anneal["activation"], to_kwargs=anneal["activation_kwargs"]).set_alpha(alpha)
     return net

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vit_gelu.models import VisionTransformer
 from vit_gelu.models.attention_choice import Shape, choose_attention, usable
+from vit_gelu.models.attention_kernels import KERNELS
 from vit_gelu.models.options import ATTENTIONS, choice
 from vit_gelu.training.record import write_text
 
@@ -174,6 +175,33 @@ def agree(
         raise ValueError(answer)
     net.use_attention(answer.training, answer.evaluation)
     return answer
+
+
+def compute_as_trained(
+    net: VisionTransformer, options: dict[str, Any], *, batch: int, precision: str, device: torch.device
+) -> str:
+    """Let a trained network compute attention as its run's evaluation did, so that its numbers come out again.
+
+    By rule where that kernel cannot do it: on another device, or in another precision.
+
+    Args:
+        net: from ``load_network``; changed in place.
+        options: of its run; empty where they are not known.
+        batch: images per forward pass.
+        precision: Lightning's name of it.
+        device: where it will run.
+
+    Returns:
+        The kernel, in evaluation.
+    """
+    asked = net.config["attention"]
+    chosen = (options.get("model") or {}).get("attention_choice") if asked == "auto" else [asked, asked]
+    shape = shapes(net, batch, precision, device.type, compiled=False)[1]
+    kernel = chosen[1] if isinstance(chosen, list) and len(chosen) == 2 else "auto"
+    if kernel not in KERNELS or not usable(kernel, shape, device):
+        kernel = shape.default
+    net.use_attention(kernel, kernel)
+    return kernel
 
 
 def with_choice(config: dict[str, Any], used: AttentionInUse | None) -> dict[str, Any]:

@@ -159,7 +159,12 @@ def _begin_pretrained(
         )
     if swapped:
         # With the checkpoint's own head: a new one, at zero, would show no difference.
-        before, _ = build_pretrained(pretrained, **{**shape, "num_classes": None}, **rest)
+        whole = {
+            **shape,
+            "num_classes": None,
+            "attention": None,
+        }  # compared in float32, which not all kernels know
+        before, _ = build_pretrained(pretrained, **{**rest, **whole})
         swap_and_say(beginning, before, options, data, anneal_steps)
     return beginning
 
