@@ -60,6 +60,8 @@ def test_sound_runs_are_all_used(tmp_path):
         ({"order_hash": ""}, "the record has no order_hash"),
         ({"config_hash": "e" * 16}, "config hash eeeeeeeeeeeeeeee differs from the arm's other runs"),
         ({"arm": 3}, "arm is 3, not a text"),
+        ({"tuned": 3}, "tuned is 3, not a mapping"),
+        ({"tuned": {"model.lr": [1, 2], "seeds": [9]}}, 'tuning is {"model.lr": [1, 2], "seeds": [9]}, None in'),
     ],
 )  # fmt: skip
 def test_doctored_record_is_refused_by_name(tmp_path, change, reason):
@@ -122,6 +124,62 @@ def test_other_learning_rate_is_found_in_the_options(tmp_path):
     assert not read_experiment([tmp_path]).notes  # another data.root is no other recipe
     with_config(tmp_path / "gelu-seed1", lr=0.003)
     assert left_out(tmp_path) == {"gelu-seed1": "--model.lr is 0.003, 0.01 in the others"}
+
+
+LR = {"model.lr": [0.001, 0.01, 0.1], "seeds": [1000, 1001]}
+
+
+def tuned_experiment(root, **rates):
+    """``THREE``, each arm with its own learning rate, which an ablation chose for it."""
+    experiment(root, THREE, tuned=LR)
+    for folder in root.iterdir():
+        with_config(folder, lr=rates[folder.name.split("-")[0]])
+
+
+def test_arms_have_the_learning_rate_that_was_chosen_for_them(tmp_path):
+    tuned_experiment(tmp_path, relu=0.01, gelu=0.001, silu=0.01)
+    found = read_experiment([tmp_path])
+    assert not found.left_out
+    assert len(found.runs) == 9
+    assert found.notes == [
+        "--model.lr was chosen for each arm by validation accuracy, from 0.001, 0.01, 0.1, in runs of their own (seeds "
+        "1000, 1001): gelu 0.001 (an end of the grid), relu 0.01, silu 0.01."
+    ]
+
+
+def test_within_an_arm_what_was_chosen_is_one_value(tmp_path):
+    tuned_experiment(tmp_path, relu=0.01, gelu=0.001, silu=0.01)
+    with_config(tmp_path / "gelu-seed1", lr=0.01)
+    assert left_out(tmp_path) == {"gelu-seed1": "--model.lr is 0.01, 0.001 in the others"}
+    with_config(tmp_path / "gelu-seed1", lr=0.001, depth=3)
+    with_config(tmp_path / "relu-seed0", depth=4)
+    for name in ("gelu-seed0", "gelu-seed2"):
+        with_config(tmp_path / name, lr=0.001, depth=4)
+    for folder in [*tmp_path.glob("relu-seed[12]"), *tmp_path.glob("silu*")]:
+        with_config(folder, depth=4)
+    # What was not tuned is still common to all.
+    assert left_out(tmp_path) == {"gelu-seed1": "--model.depth is 3, 4 in the others"}
+
+
+@pytest.mark.parametrize("tuned", [None, LR | {"model.lr": [0.001, 0.003]}])
+def test_what_was_not_tuned_alike_is_left_out(tmp_path, tuned):
+    tuned_experiment(tmp_path, relu=0.01, gelu=0.001, silu=0.01)
+    write(tmp_path, record("mish", 0, 9500, tuned=tuned))
+    with_config(tmp_path / "mish-seed0", lr=0.1)
+    assert left_out(tmp_path)["mish-seed0"].startswith("tuning is ")
+
+
+def test_an_arm_with_a_label_of_its_own_may_be_another_model(tmp_path):
+    experiment(tmp_path, THREE)
+    for seed in range(2):
+        write(tmp_path, record("gelu", seed, 9100 + seed, arm="gelu small", model__name="vit_small"))
+    for folder in tmp_path.iterdir():
+        with_config(folder, **({"name": "vit_small"} if "small" in folder.name else {"name": "vit_tiny"}))
+    found = read_experiment([tmp_path])
+    assert not found.left_out
+    assert found.notes == [
+        "gelu small has options of its own: --model.name vit_small (the others: vit_tiny)."
+    ]
 
 
 def test_options_are_believed_only_with_the_hash_of_the_record(tmp_path):

@@ -119,6 +119,41 @@ def test_devices_are_part_of_the_plan(resolve):
         ({"tune": {"model.lr": [0.1]}}, ["tune", "model.lr", "two"]),
         ({"tune": {"model.lrr": [0.1, 0.2]}}, ["--model.lrr"]),
         ({"tune": {"seeds": [7]}}, ["tune", "one option"]),
+        ({"tune": {"trainer.max_epochs": [1, 2]}}, ["tune", "trainer.max_epochs", "same in all arms"]),
+        ({"overrides": TRAIN | {"trainer.log_every_n_steps": 0}}, ["log_every_n_steps 0", ">= 1"]),
+        ({"overrides": TRAIN | {"data.val_fraction": 0}}, ["--data.val_fraction 0"]),
+        # What the report could not pair afterwards.
+        ({"overrides": TRAIN | {"trainer.limit_test_batches": 0}}, ["--trainer.limit_test_batches 0", "all"]),
+        ({"overrides": TRAIN | {"trainer.limit_val_batches": 1}}, ["--trainer.limit_val_batches 1", "all"]),
+        ({"overrides": TRAIN | {"trainer.fast_dev_run": True}}, ["--trainer.fast_dev_run", "all"]),
+        ({"overrides": TRAIN | {"trainer.max_time": "00:01:00:00"}}, ["max_time", "--trainer.max_epochs"]),
+        (
+            {
+                "overrides": TRAIN
+                | {
+                    "trainer.callbacks": [
+                        {"class_path": "EarlyStopping", "init_args": {"monitor": "val_top1", "mode": "max"}}
+                    ]
+                }
+            },
+            ["'gelu'", "EarlyStopping", "--trainer.max_epochs"],
+        ),
+        (
+            {"arms": ["relu", {"label": "half", "activation": "relu", "trainer.precision": "bf16-mixed"}]},
+            ["'half'", "--trainer.precision bf16-mixed", "32-true", "'relu'"],
+        ),
+        (
+            {"arms": ["relu", {"label": "small steps", "activation": "relu", "data.global_batch_size": 64}]},
+            ["'small steps'", "--data.global_batch_size 64", "128"],
+        ),
+        (
+            {"arms": ["relu", {"label": "long", "activation": "gelu", "trainer.max_epochs": 3}]},
+            ["'long'", "--trainer.max_epochs 3"],
+        ),
+        (
+            {"arms": ["relu", {"activation": "gelu", "model.lr": 0.1}]},
+            ["'gelu'", "--model.lr 0.1", "label: gelu, lr 0.1"],
+        ),
         (
             {
                 "tune": {"model.lr": [0.1, 0.2]},

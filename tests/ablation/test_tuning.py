@@ -1,6 +1,7 @@
 """What is chosen from a grid, and from what."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -77,3 +78,26 @@ def test_tuned_ablation(tmp_path, capsys):
     arms = {json.loads(p.read_text())["arm"] for p in out.glob("tuning/*/record.json")}
     assert arms == {"gelu [model.lr=1e-09]", "gelu [model.lr=0.003]", "gelu [model.lr=1e+30]"}
     assert "gelu: model.lr 0.003\n" in capsys.readouterr().out
+
+
+def test_the_report_compares_arms_whose_learning_rates_differ(tmp_path, monkeypatch):
+    from vit_gelu.ablation import execute
+    from vit_gelu.cli.ablate import main
+
+    best = {"relu": 0.01, "gelu": 0.003}
+    monkeypatch.setattr(
+        execute, "choose", lambda tune, arm, states: replace(choose(tune, arm, states), value=best[arm.label])
+    )
+    grid = {"model.lr": [0.003, 0.01], "seeds": [8]}
+    plan = write_plan(tmp_path / "plan.yaml", arms=["relu", "gelu"], seeds=2, tune=grid)
+    assert main([plan, "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert not report["left_out"]
+    text = json.dumps(report, ensure_ascii=False)
+    assert "--model.lr was chosen for each arm by validation accuracy, from 0.003, 0.01" in text
+    assert "gelu 0.003 (an end of the grid), relu 0.01 (an end of the grid)" in text
+    rates = {
+        config["arm"]: config["model"]["lr"]
+        for config in (yaml.safe_load(p.read_text()) for p in (tmp_path / "out").glob("runs/*/config.yaml"))
+    }
+    assert rates == best

@@ -35,6 +35,14 @@ def test_a_number_of_evaluation_batches_is_honoured_and_counted(tmp_path):
     assert (record["val"]["n"], record["test"]["n"]) == (32, 64)
 
 
+def test_a_share_of_the_test_that_is_less_than_a_batch_is_refused_before_the_training(tmp_path):
+    with pytest.raises(ValueError, match=r"limit_test_batches 0\.5: less than one of 1 batches"):
+        train(tmp_path / "run", trainer__limit_test_batches=0.5)
+    assert not (tmp_path / "run").exists()
+    options = {"trainer__limit_test_batches": 0.5, "data__eval_batch_size": 32, "trainer__max_epochs": 1}
+    assert train(tmp_path / "half", **options)["test"]["n"] == 6 * 32  # of twelve batches
+
+
 def test_evaluation_left_out_is_left_out(tmp_path, capsys):
     record = train(
         tmp_path / "run", trainer__max_epochs=1, trainer__limit_val_batches=0, trainer__limit_test_batches=0

@@ -26,12 +26,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}" if minutes else f"{s} s"
 
 
-def result(state: State) -> str:
-    """How a run ended, in a few words."""
+def result(run: Run, state: State) -> str:
+    """How a run ended, in a few words; of a tuning run by validation, since nobody is to choose by the test set."""
     if state.record is None or state.status != FINISHED:
         return state.reason or state.status
-    record = state.record
-    return f"test top-1 {100 * record['test']['top1']:.2f} %, {clock(record['seconds'])} of training"
+    split = "val" if run.kind == "tuning" else "test"
+    score = state.record[split]
+    shown = f"{split} top-1 {100 * score['top1']:.2f} %" if score is not None else f"no {split} images"
+    return f"{shown}, {clock(state.record['seconds'])} of training"
 
 
 class Display:
@@ -98,7 +100,7 @@ class Display:
             self.seconds.append(time.monotonic() - began)
         left = self.seconds_left
         rest = f", {clock(left)} left" if left is not None and self.ended < self.total else ""
-        text = f"{state.status}: {result(state)}" if state.status != DIVERGED else result(state)
+        text = f"{state.status}: {result(run, state)}" if state.status != DIVERGED else result(run, state)
         self._line(f"[{self.ended}/{self.total}] {run.id}: {text}{rest}", keep=True)
 
     def stopped(self, run: Run) -> None:

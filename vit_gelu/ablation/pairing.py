@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vit_gelu.ablation.arm_names import arm_key, arm_labels, own_label
 from vit_gelu.ablation.recipe import Recipe, differing, read_recipe
 from vit_gelu.ablation.records import LeftOut, Run, look_up, read_runs
 from vit_gelu.cli.errors import UsageError
@@ -16,14 +17,16 @@ PROTOCOL = {
     "data set": ("dataset.name",),
     "fingerprint of the data set": ("dataset.fingerprint",),
     "split (train, validation, test images)": ("dataset.train_n", "dataset.val_n", "dataset.test_n"),
-    "model": ("model.name",),
     "global batch size": ("global_batch_size",),
     "number of epochs": ("epochs",),
     "number of steps": ("steps",),
     "tested checkpoint": ("tested",),
     "precision": ("env.precision",),
     "device type": ("env.device_type",),
+    "tuning": ("tuned",),
 }
+# What only an arm with a label of its own may have otherwise.
+PLAIN = {"model": ("model.name",)}
 
 
 @dataclass
@@ -69,7 +72,7 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
 
     Where runs disagree on what must be common (``PROTOCOL``, the options of the recipe, the order of images at a
     seed), the strict majority stays and each other run is left out by name. An arm with a label of its own may
-    have options of its own, which the notes then list.
+    have options of its own, and every arm its own value of what the ablation tuned; the notes then list them.
 
     Args:
         runs: sound runs.
@@ -82,6 +85,8 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     sieve.drop_copies()
     for what, names in PROTOCOL.items():
         sieve.keep_majority(what, names)
+    for what, names in PLAIN.items():
+        sieve.keep_majority(what, names, plain=True)
     labels = arm_labels([*(r.record for r in sieve.runs), *(x.record for x in left_out if x.diverged)])
     sieve.runs = [replace(run, arm=labels[arm_key(run.record)]) for run in sieve.runs]
     sieve.keep_one_recipe()
@@ -97,39 +102,6 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     return Experiment(
         arms, sorted(sieve.left_out, key=lambda x: str(x.folder)), [*sieve.notes, *_versions(sieve.runs)]
     )
-
-
-def arm_key(record: dict[str, Any]) -> tuple[str, str, str]:
-    """What makes two runs the same arm: label, activation, and its options."""
-    options = json.dumps(record.get("activation_kwargs") or {}, sort_keys=True)
-    return str(record.get("arm") or ""), str(record.get("activation")), options
-
-
-def arm_labels(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], str]:
-    """A name for every arm: its label, else the activation, with its options where the name alone is taken twice."""
-    keys = list(dict.fromkeys(arm_key(r) for r in records))
-
-    def options(key: tuple[str, str, str]) -> str:
-        return ", ".join(f"{k}={v}" for k, v in json.loads(key[2]).items()) or "defaults"
-
-    forms: tuple[Callable[[tuple[str, str, str]], str], ...] = (
-        lambda k: k[0] or k[1].rsplit(".", 1)[-1],
-        lambda k: k[0] or f"{k[1].rsplit('.', 1)[-1]} ({options(k)})",
-        lambda k: f"{k[0] or k[1]} ({k[1] + ': ' if k[0] else ''}{options(k)})",
-    )
-    labels = {}
-    for key in keys:
-        for form in forms:
-            labels[key] = form(key)
-            if [form(k) for k in keys].count(labels[key]) == 1:
-                break
-    return labels
-
-
-def own_label(run: Run) -> bool:
-    """Whether the arm says that it is more than its activation, and so may have options of its own."""
-    label = run.record.get("arm") or ""
-    return label not in ("", run.record["activation"], run.record["activation"].rsplit(".", 1)[-1])
 
 
 class _Sieve:
@@ -154,13 +126,16 @@ class _Sieve:
             first.setdefault(text, run)
         self.drop(reasons)
 
-    def keep_majority(self, what: str, names: tuple[str, ...]) -> None:
-        def value(run: Run) -> tuple[Any, ...]:
-            return tuple(look_up(run.record, n) for n in names)
+    def keep_majority(self, what: str, names: tuple[str, ...], *, plain: bool = False) -> None:
+        """``plain``: among arms without a label of their own."""
+        runs = [r for r in self.runs if not (plain and own_label(r))]
 
-        common = majority([value(r) for r in self.runs])
-        if common is None and self.runs:
-            found = Counter(value(r) for r in self.runs)
+        def value(run: Run) -> tuple[Any, ...]:
+            return tuple(_hashable(look_up(run.record, n)) for n in names)
+
+        common = majority([value(r) for r in runs])
+        if common is None and runs:
+            found = Counter(value(r) for r in runs)
             counts = sorted(found.items(), key=lambda item: (-item[1], str(item[0])))[:4]
             listed = ", ".join(f"{_shown(v)} ({n} run{'s' if n > 1 else ''})" for v, n in counts)
             raise UsageError(
@@ -169,17 +144,21 @@ class _Sieve:
             )
         self.drop(
             {r.folder: f"{what} is {_shown(value(r))}, {_shown(common)} in the others"
-             for r in self.runs if common is not None and value(r) != common}
+             for r in runs if common is not None and value(r) != common}
         )  # fmt: skip
 
     def keep_one_recipe(self) -> None:
         recipes = {r.folder: read_recipe(r) for r in self.runs}
-        common = _common([x for r in self.runs if not own_label(r) and (x := recipes[r.folder])])
+        tuned = [name for name in _tuning(self.runs) if name != "seeds"]
+        plain = [x for r in self.runs if not own_label(r) and (x := recipes[r.folder])]
+        common = _common([{n: v for n, v in x.items() if n not in tuned} for x in plain])
         reasons = {}
+        chosen: dict[str, Recipe] = {}
         for arm in sorted({r.arm for r in self.runs}):
             runs = [r for r in self.runs if r.arm == arm]
             known = [x for r in runs if (x := recipes[r.folder])]
-            target = _common(known) if own_label(runs[0]) else common
+            chosen[arm] = _common([{n: x[n] for n in tuned if n in x} for x in known])
+            target = _common(known) if own_label(runs[0]) else common | chosen[arm]
             for run in runs:
                 recipe = recipes[run.folder]
                 if recipe and (names := differing(recipe, target)):
@@ -190,6 +169,7 @@ class _Sieve:
                 own = ", ".join(f"--{n} {target[n]} (the others: {common[n]})" for n in names)
                 self.notes.append(f"{arm} has options of its own: {own}.")
             reasons |= self._unknown_recipes([r for r in runs if recipes[r.folder] is None])
+        self._note_choices(chosen)
         unknown = sum(x is None for x in recipes.values())
         if unknown:
             self.notes.append(
@@ -197,6 +177,24 @@ class _Sieve:
                 "their learning rate and other options agree with the rest was not checked."
             )
         self.drop(reasons)
+
+    def _note_choices(self, chosen: dict[str, Recipe]) -> None:
+        """Which value of the grid each arm got."""
+        tuning = _tuning(self.runs)
+        seeds = ", ".join(map(str, tuning.get("seeds", ())))
+        for option, grid in tuning.items():
+            values = {arm: recipe[option] for arm, recipe in chosen.items() if option in recipe}
+            if option == "seeds" or not values:
+                continue
+            ends = (min(grid), max(grid))
+            listed = ", ".join(
+                f"{arm} {value:g}{' (an end of the grid)' if value in ends else ''}"
+                for arm, value in values.items()
+            )
+            self.notes.append(
+                f"--{option} was chosen for each arm by validation accuracy, from {', '.join(f'{v:g}' for v in grid)}, "
+                f"in runs of their own (seeds {seeds}): {listed}."
+            )
 
     def _unknown_recipes(self, runs: list[Run]) -> dict[Path, str]:
         """Without options to look at, only an equal hash shows that an arm's runs are alike."""
@@ -267,6 +265,15 @@ def _common(recipes: Sequence[Recipe]) -> Recipe:
             if name in r and json.dumps(r[name], sort_keys=True, default=str) == top[0][0]
         )
     return common
+
+
+def _tuning(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the ablation of these runs tuned, a grid by option, and with which seeds; empty: nothing."""
+    return (runs[0].record.get("tuned") or {}) if runs else {}
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
 
 
 def _shown(values: tuple[Any, ...]) -> str:

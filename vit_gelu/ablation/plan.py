@@ -89,6 +89,10 @@ class Tune:
     values: tuple[float, ...]
     seeds: tuple[int, ...]
 
+    def as_plain(self) -> dict[str, Any]:
+        """As it stands in plans, and in the options of the runs that come of it."""
+        return {self.option: list(self.values), "seeds": list(self.seeds)}
+
     def candidates(self, arm: Arm) -> list[Arm]:
         """The arm at every value; each has a label of its own, so that no report mixes it with the arm."""
         return [

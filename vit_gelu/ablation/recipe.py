@@ -43,6 +43,11 @@ def read_recipe(run: Run) -> Recipe | None:
         return None
     if not isinstance(config, dict) or config_hash(config) != run.record["config_hash"]:
         return None
+    return recipe_of(config)
+
+
+def recipe_of(config: dict[str, Any]) -> Recipe:
+    """Of all options of a run, those that must agree."""
     flat = _flatten({k: v for k, v in config.items() if k not in NOT_IN_HASH})
     return {name: value for name, value in flat.items() if name not in MAY_DIFFER}
 

@@ -166,6 +166,8 @@ def find_flaw(record: dict[str, Any]) -> str | None:
             return f"the record's {name} is {value!r}, not a whole number"
     if not isinstance(record.get("arm", ""), str):
         return f"the record's arm is {record['arm']!r}, not a text"
+    if not isinstance(record.get("tuned") or {}, dict):
+        return f"the record's tuned is {record['tuned']!r}, not a mapping"
     for split in ("val", "test"):
         flaw = _score_flaw(record.get(split), record["dataset"][f"{split}_n"], split)
         if flaw:

@@ -1,5 +1,6 @@
 """From what the user wrote (a YAML file, options) to a plan, with every mistake found before anything runs."""
 
+import itertools
 import json
 import math
 import re
@@ -9,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from vit_gelu.ablation.arm_names import says_more
 from vit_gelu.ablation.plan import Arm, Plan, Resolve, Tune
+from vit_gelu.ablation.recipe import differing, recipe_of
 from vit_gelu.cli.configs import DEFAULT_CONFIG
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.suggest import unknown
@@ -21,6 +24,16 @@ TUNING_SEEDS = (1000, 1001)
 GROUPS = ("model", "data", "trainer")
 # What a plan may set of train's own options; the rest says where and under what name a run happens.
 PLAIN_OPTIONS = ("activation", "test_checkpoint", "checkpoint_minutes", "loggers")
+
+# What the report wants all runs to share (``pairing.PROTOCOL``), as options.
+SHARED = (
+    *(f"data.{name}" for name in ("name", "val_fraction", "train_fraction", "global_batch_size")),
+    *(f"trainer.{name}" for name in ("max_epochs", "max_steps", "limit_train_batches")),
+    *(f"trainer.{name}" for name in ("accumulate_grad_batches", "precision", "accelerator")),
+    "test_checkpoint",
+)
+# What may keep a run from seeing them all.
+WHOLE = ("limit_val_batches", "limit_test_batches", "fast_dev_run", "overfit_batches")
 
 
 def read_specification(path: Path) -> dict[str, Any]:
@@ -62,6 +75,8 @@ def build_plan(specification: dict[str, Any], resolve: Resolve, devices_per_run:
     for label, arguments in asked.items():
         arms.append(_resolve_arm(label, [*base, *arguments], resolve, devices_per_run))
     _check_distinct(arms)
+    tuned = str(next((key for key in specification.get("tune") or () if key != "seeds"), ""))
+    _check_comparable(arms, tuned)
     seeds = parse_seeds(specification.get("seeds", DEFAULT_SEEDS))
     baseline = specification.get("baseline")
     if baseline is None:
@@ -187,6 +202,68 @@ def _check_distinct(arms: list[Arm]) -> None:
         seen[arm.hash] = arm.label
     if len({arm.get("trainer.devices") for arm in arms}) > 1:
         raise UsageError("trainer.devices: must be the same in all arms")
+
+
+def _check_comparable(arms: list[Arm], tuned: str) -> None:
+    """Refuse what the report could not pair afterwards, or would take for a mistake.
+
+    Args:
+        arms: of the plan.
+        tuned: an option that each arm gets its own value of anyway; empty: none.
+
+    Raises:
+        UsageError: names the arm and the option.
+    """
+    if tuned in SHARED:
+        raise UsageError(f"tune: {tuned}: must be the same in all arms")
+    for arm in arms:
+        _check_complete(arm)
+    recipes = {arm.label: _options(arm) for arm in arms}
+    for (first, there), (label, here) in itertools.combinations(recipes.items(), 2):
+        for name in SHARED:
+            if here[name] != there[name]:
+                raise UsageError(
+                    f"arm {label!r}: --{name} {here[name]}, {there[name]} in arm {first!r}: must be the same in all "
+                    "arms of a comparison; make it an ablation of its own"
+                )
+    plain = [arm for arm in arms if not says_more(arm.label, str(arm.get("model.activation")))]
+    for arm in plain[1:]:
+        here, there = recipes[arm.label], recipes[plain[0].label]
+        names = [n for n in differing(here, there) if n != tuned]
+        if names:
+            n = names[0]
+            raise UsageError(
+                f"arm {arm.label!r}: --{n} {here[n]}, {there[n]} in arm {plain[0].label!r}, which its label does not "
+                f"say; give it one that does, such as label: {arm.label}, {n.split('.')[-1]} {here[n]}"
+            )
+
+
+def _check_complete(arm: Arm) -> None:
+    """Refuse what makes runs of different lengths, or lets them see a part of the images that judge them."""
+    callbacks = [
+        str(c.get("class_path", "")) for c in arm.get("trainer.callbacks") or [] if isinstance(c, dict)
+    ]
+    ends = [c.rsplit(".", 1)[-1] for c in callbacks if c.endswith(("EarlyStopping", "Timer"))]
+    time = [f"max_time {t}" for t in [arm.get("trainer.max_time")] if t is not None]
+    for what in [*time, *(f"callbacks {c}" for c in ends)]:
+        raise UsageError(
+            f"arm {arm.label!r}: --trainer.{what}: runs would end after different numbers of steps, and could not be "
+            "compared; use --trainer.max_epochs"
+        )
+    for name in WHOLE:
+        value = arm.get(f"trainer.{name}")
+        everything = value is None or (isinstance(value, float) and value == 1)
+        if not everything if name.startswith("limit") else value:
+            raise UsageError(
+                f"arm {arm.label!r}: --trainer.{name} {value}: arms are compared on all validation and test images; "
+                "leave it out"
+            )
+
+
+def _options(arm: Arm) -> dict[str, Any]:
+    """What arms may differ in by a label of their own alone, and ``SHARED``."""
+    found = recipe_of(arm.config) | {name: arm.get(name) for name in SHARED}
+    return found | {"trainer.precision": found["trainer.precision"] or "32-true"}  # the Trainer's own default
 
 
 def _tune(tune: Any, seeds: Iterable[int]) -> Tune | None:

@@ -56,9 +56,7 @@ def plan_as_plain(plan: Plan) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "baseline": plan.baseline,
         "margin": plan.margin,
-        "tune": None
-        if plan.tune is None
-        else {plan.tune.option: list(plan.tune.values), "seeds": list(plan.tune.seeds)},
+        "tune": None if plan.tune is None else plan.tune.as_plain(),
         "arms": [{"label": a.label, "config_hash": a.hash, "config": a.config} for a in plan.arms],
     }
 

@@ -165,6 +165,12 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--arm", type=str, default="", help="Name under which an ablation compares the run."
         )
+        parser.add_argument(
+            "--tuned",
+            type=dict[str, list[int | float]] | None,
+            default=None,
+            help="What an ablation chose for each arm by itself: the option and its grid, and the seeds of that.",
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config

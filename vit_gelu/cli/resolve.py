@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_gelu.cli.checks import check_choices
+from vit_gelu.cli.checks import check_choices, check_numbers, check_own_way
 from vit_gelu.cli.configs import expand_configs
 from vit_gelu.cli.options import build_parser, fill_model_defaults, plain_options
 from vit_gelu.data import ImageData
@@ -28,6 +28,8 @@ class Resolver:
             ValueError: an option that is unknown or has a wrong value; the message names it.
         """
         config = self.parser.parse_args(expand_configs(argv))
+        check_numbers(config)
+        check_own_way(config.trainer)
         check_choices(config)
         fill_model_defaults(config.model)
         plain = plain_options(self.parser, config)

@@ -14,7 +14,7 @@ from vit_gelu.data.following import both_or_neither, decoded, enlarged, how_resi
 from vit_gelu.data.loader import EvalLoader, TrainLoader, check_global_batch_size
 from vit_gelu.data.mixing import Mixing
 from vit_gelu.data.policies import build_policy
-from vit_gelu.data.sources import load_source
+from vit_gelu.data.sources import check_fractions, load_source
 
 
 class ImageData(L.LightningDataModule):
@@ -80,6 +80,7 @@ class ImageData(L.LightningDataModule):
         if not 0 <= mixing_until <= 1:
             raise ValueError(f"--data.mixing_until {mixing_until}: must lie between 0 and 1")
         self.mixing_until = mixing_until
+        check_fractions(val_fraction, train_fraction)
         check_global_batch_size(global_batch_size, global_batch_size, 1)
         if eval_batch_size < 1:
             raise ValueError(f"--data.eval_batch_size is {eval_batch_size}: it must be at least 1")

@@ -30,6 +30,21 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_gelu"
 
 
+def check_fractions(val_fraction: float, train_fraction: float) -> None:
+    """Refuse shares that leave nothing to validate or to train on.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(
+            f"--data.val_fraction {val_fraction}: must be above 0 and below 1; "
+            "the best checkpoint is chosen on the validation images"
+        )
+    if not 0 < train_fraction <= 1:
+        raise ValueError(f"--data.train_fraction {train_fraction}: must be above 0 and at most 1")
+
+
 def load_source(
     name: str | Path,
     root: str | Path | None = None,
@@ -68,13 +83,7 @@ def load_source(
     (torch.Size([1294, 1, 8, 8]), 144, 359, 10)
     """
     size = _checked_size(image_size)
-    if not 0 < val_fraction < 1:
-        raise ValueError(
-            f"--data.val_fraction {val_fraction}: must be above 0 and below 1; "
-            "the best checkpoint is chosen on the validation images"
-        )
-    if not 0 < train_fraction <= 1:
-        raise ValueError(f"--data.train_fraction {train_fraction}: must be above 0 and at most 1")
+    check_fractions(val_fraction, train_fraction)
     folder = default_root() if root is None else Path(root).expanduser()
     if folder.is_file():
         raise ValueError(

@@ -14,6 +14,7 @@ NOT_IN_HASH = (
     "checkpoint_minutes",
     "config",
     "arm",
+    "tuned",
 )
 
 

@@ -109,6 +109,8 @@ def train(
     _check_company(trainer)
     data.seed = module.seed
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
+    if "test" in module.splits:
+        _check_share_of_test(trainer.limit_test_batches, data, trainer.world_size)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     profile_into(trainer, folder)
@@ -189,6 +191,16 @@ def _check_evaluation(trainer: pl.Trainer, checkpoints: Checkpoints | None, test
             )
 
 
+def _check_share_of_test(limit: int | float, data: Any, processes: int) -> None:
+    """Refuse before the training what the Trainer would refuse after it: a share that is less than a batch."""
+    batches = math.ceil(math.ceil(data.test_n / processes) / data.eval_batch_size)
+    if isinstance(limit, float) and limit > 0 and int(batches * limit) == 0:
+        raise ValueError(
+            f"--trainer.limit_test_batches {limit}: less than one of {batches} batches; give a larger share, a number "
+            "of batches, or 0 to test nothing"
+        )
+
+
 def _check_company(trainer: pl.Trainer) -> None:
     """Refuse what others bring along and the record would be wrong with."""
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -244,6 +256,7 @@ def _describe(
     description = module.description
     return {
         "arm": config.get("arm", ""),
+        "tuned": config.get("tuned"),
         "activation": description["activation"],
         "activation_kwargs": description["activation_kwargs"],
         "seed": module.seed,
