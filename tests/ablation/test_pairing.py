@@ -147,6 +147,20 @@ def test_arms_have_the_learning_rate_that_was_chosen_for_them(tmp_path):
     ]
 
 
+def test_runs_that_chose_are_not_compared(tmp_path):
+    tuned_experiment(tmp_path, relu=0.01, gelu=0.001, silu=0.01)
+    for i, rate in enumerate(LR["model.lr"]):
+        for seed in LR["seeds"]:
+            for arm in THREE:
+                label, status = f"{arm} [model.lr={rate}]", "diverged" if i == 2 else "finished"
+                write(tmp_path, record(arm, seed, 9500, arm=label, tuned=LR, status=status))
+    found = read_experiment([tmp_path])
+    assert set(found.arms) == set(THREE)
+    assert not found.left_out
+    assert not found.diverged()
+    assert found.notes[0] == "12 runs of the tuning are not part of the comparison."
+
+
 def test_within_an_arm_what_was_chosen_is_one_value(tmp_path):
     tuned_experiment(tmp_path, relu=0.01, gelu=0.001, silu=0.01)
     with_config(tmp_path / "gelu-seed1", lr=0.01)

@@ -10,6 +10,7 @@ from tests.ablation.plans import write_plan
 from vit_gelu.ablation.plan import Arm, Tune, make_run
 from vit_gelu.ablation.tuning import choose
 from vit_gelu.ablation.workspace import State
+from vit_gelu.cli.errors import UsageError
 
 ARM = Arm("gelu", {"model": {"lr": 0.5}})
 GRID = Tune("model.lr", (0.001, 0.003, 0.01, 0.03, 0.1), (8, 9))
@@ -83,6 +84,7 @@ def test_tuned_ablation(tmp_path, capsys):
 def test_the_report_compares_arms_whose_learning_rates_differ(tmp_path, monkeypatch):
     from vit_gelu.ablation import execute
     from vit_gelu.cli.ablate import main
+    from vit_gelu.cli.report import main as report_command
 
     best = {"relu": 0.01, "gelu": 0.003}
     monkeypatch.setattr(
@@ -101,3 +103,9 @@ def test_the_report_compares_arms_whose_learning_rates_differ(tmp_path, monkeypa
         for config in (yaml.safe_load(p.read_text()) for p in (tmp_path / "out").glob("runs/*/config.yaml"))
     }
     assert rates == best
+    with pytest.raises(UsageError, match="seed 8 is a seed of the ablation as well"):
+        main([str(tmp_path / "out"), "--seeds", "9"])
+    assert report_command([str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert again["notes"] == ["4 runs of the tuning are not part of the comparison.", *report["notes"]]
+    assert again["arms"] == report["arms"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_gelu.ablation.arm_names import arm_key, arm_labels, own_label
 from vit_gelu.ablation.recipe import Recipe, differing, read_recipe
-from vit_gelu.ablation.records import LeftOut, Run, look_up, read_runs
+from vit_gelu.ablation.records import LeftOut, Run, look_up, only_tuned, read_runs
 from vit_gelu.cli.errors import UsageError
 
 # What all runs of one experiment share, and how a message calls it.
@@ -81,7 +81,11 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     Raises:
         UsageError: no run is left, or the runs belong to several experiments with no majority for one.
     """
-    sieve = _Sieve(list(runs), list(left_out))
+    compared = [x for x in runs if not only_tuned(x.record)]
+    left_out = [x for x in left_out if not only_tuned(x.record)]
+    sieve = _Sieve(compared, list(left_out))
+    if len(compared) < len(runs):
+        sieve.notes.append(f"{len(runs) - len(compared)} runs of the tuning are not part of the comparison.")
     sieve.drop_copies()
     for what, names in PROTOCOL.items():
         sieve.keep_majority(what, names)

@@ -95,10 +95,12 @@ class Tune:
 
     def candidates(self, arm: Arm) -> list[Arm]:
         """The arm at every value; each has a label of its own, so that no report mixes it with the arm."""
-        return [
-            arm.with_option(self.option, value, f"{arm.label} [{self.option}={value!r}]")
-            for value in self.values
-        ]
+        return [self.give(arm, value, f"{arm.label} [{self.option}={value!r}]") for value in self.values]
+
+    def give(self, arm: Arm, value: float, label: str | None = None) -> Arm:
+        """The arm at a value of the grid. Its runs say so, or a report would take the difference for a mistake."""
+        changed = arm.with_option(self.option, value, label)
+        return replace(changed, config=changed.config | {"tuned": self.as_plain()})
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,12 @@ def read_run(folder: Path) -> Run | LeftOut:
     return LeftOut(folder, flaw, record) if flaw else Run(folder, record)
 
 
+def only_tuned(record: dict[str, Any]) -> bool:
+    """Whether a run was there to choose what its ablation tuned: by its seed, which is none of the ablation's."""
+    tuned = record.get("tuned")
+    return isinstance(tuned, dict) and record.get("seed") in (tuned.get("seeds") or ())
+
+
 def find_flaw(record: dict[str, Any]) -> str | None:
     """What contradicts itself or is missing in a finished run's record; None if nothing."""
     for name in TEXTS:

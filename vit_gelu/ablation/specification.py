@@ -284,7 +284,16 @@ def _tune(tune: Any, seeds: Iterable[int]) -> Tune | None:
     if len(values) < 2 or len(set(values)) < len(numbers):
         raise UsageError(f"tune: {option}: must be a list of at least two different numbers; got {grid!r}")
     own = parse_seeds(tune.get("seeds", list(TUNING_SEEDS)))
+    check_tuning_seeds(own, seeds)
+    return Tune(option, tuple(values), own)
+
+
+def check_tuning_seeds(own: Iterable[int], seeds: Iterable[int]) -> None:
+    """Refuse a seed for tuning that is one of the comparison as well.
+
+    Raises:
+        UsageError: names it.
+    """
     both = sorted(set(own) & set(seeds))
     if both:
         raise UsageError(f"tune: seed {both[0]} is a seed of the ablation as well; a choice needs its own")
-    return Tune(option, tuple(values), own)

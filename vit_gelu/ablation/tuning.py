@@ -1,6 +1,6 @@
 """Which value of the grid an arm gets: the best mean validation accuracy of its tuning runs; never the test set."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vit_gelu.ablation.plan import Arm, Plan, Run, Tune
@@ -71,14 +71,7 @@ def choose(tune: Tune, arm: Arm, states: list[tuple[Run, State]]) -> Choice:
 
 
 def chosen_arms(plan: Plan, choices: list[Choice]) -> tuple[Arm, ...]:
-    """The arms of a plan with what was chosen; arms without a choice are left out.
-
-    Their runs say so in ``tuned``, or a report would take the differences for mistakes.
-    """
-    tuned = {"tuned": plan.tune.as_plain()} if plan.tune is not None else {}
-    arms = (
-        arm.with_option(c.option, c.value)
-        for arm, c in zip(plan.arms, choices, strict=True)
-        if c.value is not None
-    )
-    return tuple(replace(arm, config=arm.config | tuned) for arm in arms)
+    """The arms of a plan with what was chosen; arms without a choice are left out."""
+    assert plan.tune is not None
+    arms = zip(plan.arms, choices, strict=True)
+    return tuple(plan.tune.give(arm, c.value) for arm, c in arms if c.value is not None)

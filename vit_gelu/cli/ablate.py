@@ -185,7 +185,7 @@ def _seeds(given: list[int]) -> int | list[int]:
 
 
 def _plan_of_folder(folder: Path, options: argparse.Namespace, overrides: dict[str, str]) -> "Plan":
-    from vit_gelu.ablation.specification import parse_seeds
+    from vit_gelu.ablation.specification import check_tuning_seeds, parse_seeds
     from vit_gelu.ablation.workspace import read_plan
 
     plan = read_plan(folder)
@@ -203,7 +203,11 @@ def _plan_of_folder(folder: Path, options: argparse.Namespace, overrides: dict[s
         raise UsageError(
             f"--devices-per-run {options.devices_per_run}: the plan in {folder} has {plan.devices_per_run}"
         )
-    return plan if options.seeds is None else plan.with_seeds(parse_seeds(_seeds(options.seeds)))
+    if options.seeds is None:
+        return plan
+    seeds = parse_seeds(_seeds(options.seeds))
+    check_tuning_seeds(() if plan.tune is None else plan.tune.seeds, seeds)
+    return plan.with_seeds(seeds)
 
 
 def describe(plan: "Plan", places: int) -> str:
