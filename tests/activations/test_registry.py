@@ -111,7 +111,11 @@ def test_unknown_names(name, message):
         ("gelu", {"alpha": 1.0}, "activation 'gelu': .*'alpha'; it takes no options"),
         ("elu", {"alhpa": 1.0}, r"'alhpa'; did you mean 'alpha'\?; it takes alpha"),
         ("torch.nn.ELU", {"alfa": 1.0}, r"did you mean 'alpha'\?; it takes alpha, inplace"),
-        ("torch.nn.functional.relu", {}, "missing a required argument: 'input'"),
+        (
+            "torch.nn.functional.relu",
+            {},
+            "missing a required argument: 'input'; a function of a tensor is no",
+        ),
         ("torch.nn.functional.gelu", {}, "'torch.nn.functional.gelu' cannot be built"),
         ("torch.get_default_device", {}, "the factory returned device, no nn.Module"),
     ],

@@ -47,7 +47,8 @@ class Document:
 
 def compose(analysis: Analysis, costs: Costs, pictures: list[Picture]) -> Document:
     """Put a report together."""
-    run = analysis.experiment.runs[0].record
+    # The baseline's: another arm may be of another model.
+    run = next(iter(analysis.experiment.arms[analysis.baseline].values())).record
     data, batch = run["dataset"], run["global_batch_size"]
     details = []
     if analysis.against_baseline:

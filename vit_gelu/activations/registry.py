@@ -184,6 +184,8 @@ def _check_options(spec: ActivationSpec, options: dict[str, Any]) -> None:
         wrong = next((o for o in options if o not in named), None)
         close = nearest(wrong, named, n=1) if wrong else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
+        if inspect.isfunction(spec.factory) and not options:
+            hint += "; a function of a tensor is no activation yet: put it into the forward of an nn.Module"
         takes = f"takes {', '.join(named)}" if named else "takes no options"
         raise ValueError(f"activation {spec.name!r}: {error}{hint}; it {takes}") from error
 

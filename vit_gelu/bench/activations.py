@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vit_gelu.activations import build_activation, resolve_activation
+from vit_gelu.activations.trial import check_result
 from vit_gelu.bench.comparison import (
     Comparison,
     OutOfTime,
@@ -51,9 +52,11 @@ class Subject:
 
     def __init__(self, name: str, size: HiddenSize, dtype: str, device: torch.device, mode: str) -> None:
         self.name = name
-        self.module = build_activation(name).to(device)
-        spec = resolve_activation(name)
-        shape = size.input_shape(spec.gated or getattr(self.module, "gated", False))
+        self.module = build_activation(name)
+        gated = resolve_activation(name).gated or getattr(self.module, "gated", False)
+        shape = size.input_shape(gated)
+        check_result(self.module, name, shape[-1], shape[-1] // 2 if gated else shape[-1])
+        self.module.to(device)
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(shape, generator=generator).to(device, DTYPES[dtype]).requires_grad_()
         self.inputs = [self.x, *(p for p in self.module.parameters() if p.requires_grad)]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit_gelu.activations import build_activation
+from vit_gelu.activations.trial import check_result
 from vit_gelu.models.attention import Attention
 from vit_gelu.models.linear import Linear
 from vit_gelu.models.options import MLP_MEMORIES, choice, rate, whole
@@ -67,6 +68,7 @@ class Mlp(nn.Module):
         self.memory = choice("mlp_memory", memory, MLP_MEMORIES)
         act = build_activation(activation, **(activation_kwargs or {}))
         self.fc1 = Linear(dim, 2 * hidden if getattr(act, "gated", False) else hidden)
+        check_result(act, activation, self.fc1.out_features, hidden)
         self.act = act
         self.drop1 = nn.Dropout(rate("dropout", dropout))
         self.fc2 = Linear(hidden, dim)

@@ -8,9 +8,11 @@ from torch import nn
 from vit_gelu.activations import build_activation, resolve_activation
 from vit_gelu.activations.modules import GatedLinearUnit
 from vit_gelu.activations.recognition import describe_activation
+from vit_gelu.activations.trial import check_result
 from vit_gelu.models.activation_places import Place, find_places, functional_calls, summary
 from vit_gelu.models.blend import Anneal
 
+ANY_WIDTH = 8  # of the tensor that an activation is tried on: the network's own widths are not known here
 MIXED = "mixed"
 
 
@@ -77,6 +79,7 @@ def build_replacements(
             raise ValueError(f"{place.name} is being annealed; finish that first")
         new = build_activation(to, **kwargs)
         gated = getattr(new, "gated", False) is True or resolve_activation(to).gated
+        check_result(new, to, ANY_WIDTH, ANY_WIDTH // 2 if gated else ANY_WIDTH)
         _check_gating(place, to, gated)
         if place.inner:
             if not isinstance(new, GatedLinearUnit):
