@@ -110,6 +110,8 @@ BAD = {
     "lengths": ({"train_labels": LABELS[:-1]}, "train_images has 40 images but train_labels 39 labels"),
     "sizes": ({"test_images": IMAGES[:20, :5]}, "test_images are 5 × 5 × 3 but train_images 6 × 5 × 3"),
     "float labels": ({"train_labels": LABELS.astype(float)}, "train_labels is float64; labels must be int"),
+    "names": ({"train_labels": np.array(list("abcd"))[LABELS]}, r"is <U1; labels must be .*np\.unique\(x"),
+    "one-hot floats": ({"train_labels": np.eye(4)[LABELS]}, r"float64; labels must be .*argmax\(1\)"),
     "one-hot": ({"train_labels": np.eye(4, dtype=int)[LABELS]}, r"shape \(40, 4\).*one-hot.*argmax"),
     "negative": ({"test_labels": LABELS[:20] - 1}, r"test_labels\[0\] is -1; labels must be 0 … 3"),
     "unknown class": ({"test_labels": LABELS[:20] + 1}, r"test_labels\[3\] is 4; labels must be 0 … 3"),

@@ -84,7 +84,12 @@ def _images(value: np.ndarray, where: str) -> np.ndarray:
 
 def _labels(value: np.ndarray, where: str) -> np.ndarray:
     if value.dtype.kind not in "iu":
-        raise ValueError(f"{where} is {value.dtype}; labels must be integers: x.astype('int64')")
+        hint = "x.astype('int64')"
+        if value.dtype.kind in "US":
+            hint = "class_names, x = np.unique(x, return_inverse=True)"
+        elif value.ndim == 2 and value.shape[1] > 1:
+            hint = "for one-hot labels x.argmax(1)"
+        raise ValueError(f"{where} is {value.dtype}; labels must be integers: {hint}")
     if value.ndim == 2 and value.shape[1] == 1:
         value = value[:, 0]
     if value.ndim != 1:
