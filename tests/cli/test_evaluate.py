@@ -270,9 +270,9 @@ def test_image_files_are_read_at_the_size_of_the_network(rgb_checkpoint, tmp_pat
     ("change", "expected"),
     [
         ({"class_names": np.array([*"0123", "vier", *"56789"])}, "class 4 is 'vier'"),
-        ({"test_images": np.zeros((359, 8, 8, 3), np.uint8), "train_images": np.zeros((1294, 8, 8, 3), np.uint8)},
+        ({"test_images": np.zeros((359, 8, 8, 3), np.uint8), "train_images": np.ones((1294, 8, 8, 3), np.uint8)},
          "RGB; the network was trained on grey"),
-        ({"test_images": np.zeros((359, 9, 8), np.uint8), "train_images": np.zeros((1294, 9, 8), np.uint8)},
+        ({"test_images": np.zeros((359, 9, 8), np.uint8), "train_images": np.ones((1294, 9, 8), np.uint8)},
          "9 × 8; the network takes 8 × 8: add --resize"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from tests.training.helpers import train
 from vit_gelu.cli import evaluate, export, predict
 from vit_gelu.models.attention_kernels import KERNELS, matmul
 from vit_gelu.training import load_network
+from vit_gelu.training.module import ClassificationModule
 
 RECIPE = {"model__attention": "matmul", "trainer__precision": "bf16-mixed", "trainer__max_epochs": 1}
 
@@ -88,3 +89,8 @@ def test_a_swap_is_compared_in_float32(run, tmp_path, only_bfloat16):
     )
     assert record["pretrained"]["swap"]["n"] > 0
     assert record["attention"]["chosen"] == {"training": "matmul", "evaluation": "matmul"}
+
+
+def test_lightnings_way_to_load_a_module_says_what_to_call(run):
+    with pytest.raises(NotImplementedError, match=r"load_network\(PATH\)"):
+        ClassificationModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt")

@@ -59,7 +59,12 @@ def test_validation_is_not_optional(fraction):
 
 def test_validation_needs_two_images_of_a_class(tmp_path):
     images = np.zeros((2, 4, 4), np.uint8)
-    arrays = {"train_images": images, "train_labels": [0, 1], "test_images": images, "test_labels": [0, 1]}
+    arrays = {
+        "train_images": images,
+        "train_labels": [0, 1],
+        "test_images": images + 1,
+        "test_labels": [0, 1],
+    }
     np.savez(tmp_path / "tiny.npz", **arrays)
     with pytest.raises(ValueError, match="no class has two train images"):
         load_source(tmp_path / "tiny.npz")

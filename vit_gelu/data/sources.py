@@ -13,6 +13,7 @@ from vit_gelu.data.decode import decode_image
 from vit_gelu.data.digits import load_digits
 from vit_gelu.data.fingerprint import fingerprint
 from vit_gelu.data.folder import load_folder
+from vit_gelu.data.repeats import warn_of_repeats
 from vit_gelu.data.resize import resize_images
 from vit_gelu.data.split import divide, stratified_split
 from vit_gelu.data.statistics import pixel_statistics
@@ -98,6 +99,7 @@ def load_source(
         parts = load_folder(path, folder, size)
     elif path.is_file():
         parts = read_array_file(path, f"--data.name {path}")
+        warn_of_repeats(parts, f"--data.name {path}")
     elif _looks_like_a_path(str(name)):
         raise FileNotFoundError(f"--data.name {name}: there is no such file or folder")
     else:

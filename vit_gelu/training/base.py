@@ -344,6 +344,18 @@ class RunModule(pl.LightningModule):
             "origin": self.origin,
         }
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """Not Lightning's way: a network is made for its data, and the checkpoint says for which.
+
+        Raises:
+            NotImplementedError: always; names what to call.
+        """
+        raise NotImplementedError(
+            "the network of a checkpoint, with its weights: vit_gelu.training.load_network(PATH); to go on with its "
+            "training: vit-gelu train --resume RUN"
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CARD] = self.card()
 
