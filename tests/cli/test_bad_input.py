@@ -93,8 +93,26 @@ def failure(capsys, argv):
             ["unknown option --trainer.callbacks.moniter", "Did you mean --trainer.callbacks.monitor"],
         ),
         (
-            {"trainer__callbacks": "Timer", "trainer__callbacks__verbose": "x"},
-            ["--trainer.callbacks.verbose x", "bool"],
+            {"trainer__callbacks": "LearningRateMonitor", "trainer__callbacks__log_momentum": "x"},
+            ["--trainer.callbacks.log_momentum x", "bool"],
+        ),
+        # Lightning's own that would change what is trained, or do nothing.
+        (
+            {"trainer__callbacks": "Timer", "trainer__callbacks__duration": "00:00:01:00"},
+            ["--trainer.callbacks Timer: give --trainer.max_time"],
+        ),
+        (
+            {"trainer__callbacks": "LearningRateFinder"},
+            ["LearningRateFinder: the record would not know the rate"],
+        ),
+        ({"trainer__callbacks": "RichProgressBar"}, ["RichProgressBar: a run shows its own"]),
+        ({"trainer__callbacks": "BackboneFinetuning"}, ["BackboneFinetuning: give --model.freeze"]),
+        (
+            {
+                "trainer__callbacks": "GradientAccumulationScheduler",
+                "trainer__callbacks__scheduling": "{2: 2}",
+            },
+            ["GradientAccumulationScheduler", "give --trainer.accumulate_grad_batches"],
         ),
         ({"trainer__logger": "CVSLogger"}, ["--trainer.logger", "'CVSLogger'", "'CSVLogger'"]),
         ({"checkpoint_minutes": -1}, ["--checkpoint_minutes -1", ">= 0"]),

@@ -65,14 +65,33 @@ OWN_WAY = {
     "barebones": "a run is logged and saved; for speed alone: vit-gelu bench training",
     "enable_model_summary": "no summary is printed; record.json has the number of parameters",
 }
+# Callbacks of Lightning's that would have no effect here, or change what is trained behind the record's back.
+NO_CALLBACKS = {
+    "BackboneFinetuning": "give --model.freeze",
+    "BatchSizeFinder": "the batch is part of what is trained: give --data.global_batch_size",
+    "GradientAccumulationScheduler": "the learning-rate schedule would not end with the training: give "
+    "--trainer.accumulate_grad_batches",
+    "LearningRateFinder": "the record would not know the rate: give --model.lr, or choose one with tune in a plan of "
+    "vit-gelu ablate",
+    "ModelPruning": "there is no network yet when it looks for what to prune",
+    "ProgressBar": "a run shows its own",
+    "RichProgressBar": "a run shows its own",
+    "TQDMProgressBar": "a run shows its own",
+    "Timer": "give --trainer.max_time",
+}
 
 
 def check_own_way(trainer: Namespace) -> None:
-    """Check that nothing is asked of the Trainer that a run would ignore.
+    """Check that nothing is asked of the Trainer that a run would ignore, or do without saying so.
 
     Raises:
         UsageError: it is.
     """
+    asked = trainer.callbacks or []
+    for callback in asked if isinstance(asked, list) else [asked]:
+        name = str(getattr(callback, "class_path", type(callback).__name__)).rsplit(".", 1)[-1]
+        if name in NO_CALLBACKS:
+            raise UsageError(f"--trainer.callbacks {name}: {NO_CALLBACKS[name]}")
     for name, reason in OWN_WAY.items():
         value = getattr(trainer, name)
         if value not in (None, False):

@@ -9,6 +9,7 @@ import yaml
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
+from vit_gelu.cli.checks import NO_CALLBACKS
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.suggest import nearest, unknown
 
@@ -95,6 +96,8 @@ def _of_a_class(message: str) -> str | None:
     if key is None:
         return None
     name = _first(message, r"Given value: Namespace\(class_path='(?:[\w.]+\.)?(\w+)'")
+    if name and name in NO_CALLBACKS:  # some cannot even be written down
+        return f"--{key} {name}: {NO_CALLBACKS[name]}"
     missing = _first(message, r"arguments are required: ([\w, ]+)")
     if name and missing:
         needed = " and ".join(f"--{key}.{option}" for option in missing.split(", "))
