@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import signal
+import subprocess
+import threading
 
 import pytest
 from rich.console import Console
@@ -13,6 +16,7 @@ from vit_gelu.ablation.execute import Ablation, finish
 from vit_gelu.ablation.local import LocalExecutor
 from vit_gelu.ablation.slots import Slot
 from vit_gelu.ablation.specification import build_plan
+from vit_gelu.ablation.worker_process import WorkerProcess
 from vit_gelu.ablation.workspace import Workspace
 from vit_gelu.cli.errors import UsageError
 
@@ -131,6 +135,49 @@ def test_two_devices_a_run_are_processes_of_their_own(tmp_path):
     assert status == 0
     (path,) = workspace.folder.glob("runs/*/record.json")
     assert json.loads(path.read_text())["env"]["n_devices"] == 2
+
+
+@pytest.mark.parametrize("by", ["signal", "end of input"])
+def test_a_worker_between_runs_leaves_when_it_is_asked_to(tmp_path, by):
+    """Its first run must leave no handler behind that takes the signal, and nobody may wait for it for ever."""
+    plan, workspace = planned(tmp_path / "out", arms=["gelu"], seeds=1)
+    (run,) = plan.runs()
+    workspace.write_configs([run])
+    worker = WorkerProcess("session", {}, tmp_path / "worker.log")
+    assert worker.run(workspace.request(run)).status == 0
+    if by == "signal":
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.process.wait(timeout=30) == -signal.SIGTERM
+    else:
+        worker.interrupt()
+    worker.stop()
+    assert worker.process.returncode is not None
+
+
+def test_a_worker_asked_while_it_ends_a_run_leaves_after_it(tmp_path, monkeypatch):
+    """As in its last evaluation, where no step is left that would look at the signal."""
+    script = (
+        "import signal, sys, time\n"
+        "from vit_gelu.ablation import worker\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "worker._session = lambda: lambda request, arguments: (time.sleep(2), worker.Ended(0))[1]\n"
+        "worker.main('session')\n"
+    )
+    plan, workspace = planned(tmp_path / "out", arms=["gelu"], seeds=1)
+    (run,) = plan.runs()
+    workspace.write_configs([run])
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **options: popen([command[0], "-c", script], **options)
+    )
+    worker = WorkerProcess("session", {}, tmp_path / "worker.log")
+    timer = threading.Timer(1.0, worker.interrupt)
+    worker._answer()
+    worker.ready = True
+    timer.start()
+    assert worker.run(workspace.request(run)).status == 0
+    assert worker.process.wait(timeout=20) == 0
+    worker.stop()
 
 
 def test_a_worker_that_does_not_start_ends_the_ablation(tmp_path):

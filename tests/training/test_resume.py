@@ -145,6 +145,13 @@ def test_killed_processes_go_on(uninterrupted, tmp_path):
     assert_same_run(whole, record, out, again)
 
 
+def test_a_training_leaves_the_handlers_of_signals_as_they_were(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    train(tmp_path / "run", trainer__max_epochs=1)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def test_resume_of_a_finished_run_changes_nothing(uninterrupted, capsys):
     from vit_gelu.cli.train import main
 

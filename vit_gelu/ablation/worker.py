@@ -52,6 +52,7 @@ def _listen(requests: Any, todo: "queue.Queue[dict[str, Any]]") -> None:
         todo.put(message)
         if "run" not in message:
             return
+    todo.put({"stop": True})  # a run that is past its last step takes no notice of the signal
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -99,9 +99,11 @@ class WorkerProcess:
         self.process.kill()
 
     def stop(self) -> None:
-        """End an idle worker."""
-        with contextlib.suppress(WorkerDied):
-            self._send({"stop": True})
+        """End an idle worker, which may have been interrupted."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self.process.stdin.write(json.dumps({"stop": True}) + "\n")
+            self.process.stdin.flush()
         self.interrupt()
         try:
             self.process.wait(timeout=10)

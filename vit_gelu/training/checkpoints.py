@@ -169,7 +169,9 @@ class Checkpoints(Checkpoint):
     def _restore_handlers(self) -> None:
         while self._handlers:
             number, handler = self._handlers.popitem()
-            signal.signal(number, handler)
+            # The Trainer takes its own away first, at the end of a training: they must not come back.
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
