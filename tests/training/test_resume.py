@@ -145,6 +145,27 @@ def test_killed_processes_go_on(uninterrupted, tmp_path):
     assert_same_run(whole, record, out, again)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_killed_after_its_last_step(uninterrupted, tmp_path, monkeypatch, split):
+    """Before its record is there: it comes back with no step left, and writes no row twice."""
+    from vit_gelu.training import run
+
+    whole, record = uninterrupted
+    out, evaluate = tmp_path / "run", run._evaluate
+
+    def killed(trainer, module, data, asked):
+        if asked == split:
+            raise SystemExit
+        return evaluate(trainer, module, data, asked)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_evaluate", killed)
+        with pytest.raises(SystemExit):
+            train(out, **NOISY)
+    assert not (out / "record.json").exists()
+    assert_same_run(whole, record, out, train(out, "--ckpt_path", "last", **NOISY))
+
+
 def test_a_training_leaves_the_handlers_of_signals_as_they_were(tmp_path):
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]

@@ -102,6 +102,11 @@ class AveragedWeights(WeightAveraging):
             raise ValueError("--model.ema_decay: the checkpoint was written without averaged weights")
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        # A run that comes back with no step left has no end of its training, where the average is handed over.
+        if self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+
     def finish_annealing(self) -> None:
         """The network has its new activations alone from now on: so has its average."""
         self._pairs = []

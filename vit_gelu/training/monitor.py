@@ -220,6 +220,7 @@ class Monitor(Callback):
             "lr": self.lr,  # killed after its last step, a run comes back to write its last row
             "epoch": self.epoch,
             "flushed_step": self.flushed_step,
+            "validated_step": self.validated_step,
             "rows": self.rows,
             "latest": dict(self.latest),
             "started": self.started,
@@ -230,6 +231,7 @@ class Monitor(Callback):
         sums = state_dict["sums"]  # a tensor, or nothing, where an earlier version wrote it
         self.sums = [0.0, 0.0, 0.0] if sums is None else [float(value) for value in sums]
         self.flushed_step = state_dict["flushed_step"]
+        self.validated_step = state_dict.get("validated_step", -1)
         self.rows = state_dict["rows"]
         self.latest = dict(state_dict["latest"])
         # An earlier version wrote neither; its last row has them.
