@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from tests.training.helpers import train
+from tests.training.test_fine_tuning import FREE
 from vit_gelu.cli import evaluate, export, predict
 from vit_gelu.models.attention_kernels import KERNELS, matmul
 from vit_gelu.training import load_network
@@ -76,17 +77,7 @@ def test_predictions_and_exports_work_in_float32(run, tmp_path, capsys, only_bfl
 
 
 def test_a_swap_is_compared_in_float32(run, tmp_path, only_bfloat16):
-    record = train(
-        tmp_path / "tuned",
-        activation="relu",
-        model__name="null",
-        model__patch_size="null",
-        model__embed_dim="null",
-        model__depth="null",
-        model__num_heads="null",
-        model__pretrained=run,
-        **RECIPE,
-    )
+    record = train(tmp_path / "tuned", activation="relu", model__pretrained=run, **FREE, **RECIPE)
     assert record["pretrained"]["swap"]["n"] > 0
     assert record["attention"]["chosen"] == {"training": "matmul", "evaluation": "matmul"}
 

@@ -25,8 +25,6 @@ PROTOCOL = {
     "device type": ("env.device_type",),
     "tuning": ("tuned",),
 }
-# What only an arm with a label of its own may have otherwise.
-PLAIN = {"model": ("model.name",)}
 
 
 @dataclass
@@ -89,8 +87,7 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     sieve.drop_copies()
     for what, names in PROTOCOL.items():
         sieve.keep_majority(what, names)
-    for what, names in PLAIN.items():
-        sieve.keep_majority(what, names, plain=True)
+    sieve.keep_majority("model", ("model.name",), plain=True)
     labels = arm_labels([*(r.record for r in sieve.runs), *(x.record for x in left_out if x.diverged)])
     sieve.runs = [replace(run, arm=labels[arm_key(run.record)]) for run in sieve.runs]
     sieve.keep_one_recipe()
@@ -131,7 +128,7 @@ class _Sieve:
         self.drop(reasons)
 
     def keep_majority(self, what: str, names: tuple[str, ...], *, plain: bool = False) -> None:
-        """``plain``: among arms without a label of their own."""
+        """``plain``: among arms without a label of their own, since one with a label may differ."""
         runs = [r for r in self.runs if not (plain and own_label(r))]
 
         def value(run: Run) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """From what the user wrote (a YAML file, options) to a plan, with every mistake found before anything runs."""
 
-import itertools
 import json
 import math
 import re
@@ -32,8 +31,14 @@ SHARED = (
     *(f"trainer.{name}" for name in ("accumulate_grad_batches", "precision", "accelerator")),
     "test_checkpoint",
 )
-# What may keep a run from seeing them all.
-WHOLE = ("limit_val_batches", "limit_test_batches", "fast_dev_run", "overfit_batches")
+# What may keep a run from seeing all images, and the values that do not: 1 is one batch, 1.0 all of them.
+WHOLE: dict[str, tuple[Any, ...]] = {
+    "limit_val_batches": (None, 1.0),
+    "limit_test_batches": (None, 1.0),
+    "fast_dev_run": (None, False, 0),
+    "overfit_batches": (None, 0, 0.0),
+}
+ENDS = "EarlyStopping"  # a callback that ends each run where it sees fit
 
 
 def read_specification(path: Path) -> dict[str, Any]:
@@ -219,41 +224,40 @@ def _check_comparable(arms: list[Arm], tuned: str) -> None:
     for arm in arms:
         _check_complete(arm)
     recipes = {arm.label: _options(arm) for arm in arms}
-    for (first, there), (label, here) in itertools.combinations(recipes.items(), 2):
+    first = arms[0].label
+    for label, here in recipes.items():
         for name in SHARED:
-            if here[name] != there[name]:
+            if here[name] != recipes[first][name]:
                 raise UsageError(
-                    f"arm {label!r}: --{name} {here[name]}, {there[name]} in arm {first!r}: must be the same in all "
-                    "arms of a comparison; make it an ablation of its own"
+                    f"arm {label!r}: --{name} {here[name]}, {recipes[first][name]} in arm {first!r}: must be the same "
+                    "in all arms of a comparison; make it an ablation of its own"
                 )
-    plain = [arm for arm in arms if not says_more(arm.label, str(arm.get("model.activation")))]
-    for arm in plain[1:]:
-        here, there = recipes[arm.label], recipes[plain[0].label]
-        names = [n for n in differing(here, there) if n != tuned]
-        if names:
-            n = names[0]
+    plain = [arm.label for arm in arms if not says_more(arm.label, str(arm.get("model.activation")))]
+    for label in plain[1:]:
+        here, there = recipes[label], recipes[plain[0]]
+        others = [n for n in differing(here, there) if n != tuned]
+        if others:
+            n = others[0]
             raise UsageError(
-                f"arm {arm.label!r}: --{n} {here[n]}, {there[n]} in arm {plain[0].label!r}, which its label does not "
-                f"say; give it one that does, such as label: {arm.label}, {n.split('.')[-1]} {here[n]}"
+                f"arm {label!r}: --{n} {here[n]}, {there[n]} in arm {plain[0]!r}, which its label does not say; give "
+                f"it one that does, such as label: {label}, {n.split('.')[-1]} {here[n]}"
             )
 
 
 def _check_complete(arm: Arm) -> None:
     """Refuse what makes runs of different lengths, or lets them see a part of the images that judge them."""
-    callbacks = [
-        str(c.get("class_path", "")) for c in arm.get("trainer.callbacks") or [] if isinstance(c, dict)
-    ]
-    ends = [c.rsplit(".", 1)[-1] for c in callbacks if c.endswith(("EarlyStopping", "Timer"))]
-    time = [f"max_time {t}" for t in [arm.get("trainer.max_time")] if t is not None]
-    for what in [*time, *(f"callbacks {c}" for c in ends)]:
+    callbacks = [c for c in arm.get("trainer.callbacks") or [] if isinstance(c, dict)]
+    ends = [f"callbacks {ENDS}" for c in callbacks if str(c.get("class_path")).endswith(ENDS)]
+    if arm.get("trainer.max_time") is not None:
+        ends.append(f"max_time {arm.get('trainer.max_time')}")
+    if ends:
         raise UsageError(
-            f"arm {arm.label!r}: --trainer.{what}: runs would end after different numbers of steps, and could not be "
-            "compared; use --trainer.max_epochs"
+            f"arm {arm.label!r}: --trainer.{ends[0]}: runs would end after different numbers of steps, and could not "
+            "be compared; use --trainer.max_epochs"
         )
-    for name in WHOLE:
+    for name, everything in WHOLE.items():
         value = arm.get(f"trainer.{name}")
-        everything = value is None or (isinstance(value, float) and value == 1)
-        if not everything if name.startswith("limit") else value:
+        if (type(value), value) not in [(type(whole), whole) for whole in everything]:
             raise UsageError(
                 f"arm {arm.label!r}: --trainer.{name} {value}: arms are compared on all validation and test images; "
                 "leave it out"

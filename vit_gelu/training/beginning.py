@@ -158,13 +158,9 @@ def _begin_pretrained(
             "go to"
         )
     if swapped:
-        # With the checkpoint's own head: a new one, at zero, would show no difference.
-        whole = {
-            **shape,
-            "num_classes": None,
-            "attention": None,
-        }  # compared in float32, which not all kernels know
-        before, _ = build_pretrained(pretrained, **{**rest, **whole})
+        # With the checkpoint's own head: a new one, at zero, would show no difference. And with attention by rule: not
+        # every kernel knows float32, in which they are compared.
+        before, _ = build_pretrained(pretrained, **{**rest, **shape, "num_classes": None, "attention": None})
         swap_and_say(beginning, before, options, data, anneal_steps)
     return beginning
 
