@@ -88,13 +88,45 @@ def test_resume_at_the_end_of_an_epoch(uninterrupted, tmp_path, monkeypatch):
     assert_same_run(whole, record, tmp_path / "run", again)
 
 
-@pytest.mark.parametrize("batches", [10, 13])
-def test_resume_under_max_steps(tmp_path, monkeypatch, batches):
-    options = NOISY | {"trainer__max_epochs": -1, "trainer__max_steps": 25, "model__warmup_epochs": 0}
-    record = train(tmp_path / "whole", **options)
+@pytest.fixture(scope="module")
+def counted_in_steps(tmp_path_factory):
+    """Two batches a step; the second of every two epochs is validated, after batches 3, 6 and 9 of 10."""
+    options = NOISY | {
+        "trainer__max_epochs": -1,
+        "trainer__max_steps": 17,
+        "trainer__accumulate_grad_batches": 2,
+        "trainer__check_val_every_n_epoch": 2,
+        "trainer__val_check_interval": 3,
+        "model__warmup_epochs": 0,
+    }
+    out = tmp_path_factory.mktemp("steps") / "whole"
+    return out, train(out, **options), options
+
+
+AT = {
+    10: "after an epoch without validation",
+    11: "amid a step",
+    16: "before a validation",
+    26: "between two steps",
+}
+
+
+@pytest.mark.parametrize("batches", AT, ids=AT.get)
+def test_resume_under_max_steps(counted_in_steps, tmp_path, monkeypatch, batches):
+    whole, record, options = counted_in_steps
     train_until(monkeypatch, batches, tmp_path / "run", **options)
     again = train(tmp_path / "run", "--ckpt_path", "last", **options)
-    assert_same_run(tmp_path / "whole", record, tmp_path / "run", again)
+    assert_same_run(whole, record, tmp_path / "run", again)
+
+
+def test_amid_a_step_no_run_goes_on(tmp_path, monkeypatch):
+    """A validation that comes there saves what is best: without the gradients of the step's first half."""
+    options = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 5}
+    options |= {"trainer__limit_train_batches": 7, "trainer__max_epochs": 1}
+    train(tmp_path / "run", **options)
+    (tmp_path / "run" / "record.json").unlink()
+    with pytest.raises(ValueError, match="go on from last"):
+        train(tmp_path / "run", "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt"), **options)
 
 
 def test_resume_twice_with_accumulation(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from vit_gelu.models import VisionTransformer
 from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
-from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA
+from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA, is_amid_a_step
 from vit_gelu.training.compilation import AUTOTUNE, check_autotuning, check_cuda_graphs
 from vit_gelu.training.hooks import spare_the_question
 from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
@@ -360,10 +360,10 @@ class RunModule(pl.LightningModule):
         checkpoint[CARD] = self.card()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another model, seed or data.
+        """Refuse to go on from a checkpoint of another model, seed or data, or one that half a step is missing in.
 
         Raises:
-            ValueError: names the first thing that differs.
+            ValueError: names the first thing that differs, or what to go on from instead.
         """
         saved, mine = checkpoint.get(CARD), self.card()
         if saved is None:
@@ -380,6 +380,11 @@ class RunModule(pl.LightningModule):
                         f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
                         f"this run {value!r}; a run goes on only as it began"
                     )
+        if is_amid_a_step(checkpoint, self.trainer.accumulate_grad_batches):
+            raise ValueError(
+                "--ckpt_path: saved by a validation amid --trainer.accumulate_grad_batches "
+                f"{self.trainer.accumulate_grad_batches}, whose gradients no checkpoint has; go on from last.ckpt"
+            )
         self.batches_seen = saved["batches_seen"]
 
 

@@ -59,6 +59,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_amid_a_step(content: dict[str, Any], accumulate: int) -> bool:
+    """Whether a checkpoint was saved between two of the batches that share one optimizer step.
+
+    Args:
+        content: what ``read_checkpoint`` returns.
+        accumulate: batches per optimizer step; the last step of an epoch may have fewer.
+    """
+    progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return bool(progress["current"]["ready"] % accumulate) and not progress["is_last_batch"]
+
+
 def load_network(path: str | Path, which: str = "last") -> tuple[Network, dict[str, Any]]:
     """The network of a run, in evaluation mode on the CPU, with averaged weights where the run kept them.
 

@@ -148,6 +148,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0
         self._saving_took = 0.0
         self._stepped = 0
+        self._after_validation = False
         self._signal = 0
         self._handlers: dict[int, Any] = {}
 
@@ -181,17 +182,20 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The end of an epoch saves after validation; saved here, the resumed run would skip that validation.
-        if trainer.global_step == self._stepped or trainer.is_last_batch:
+        if trainer.global_step == self._stepped:
             return
         self._stepped = trainer.global_step
+        if trainer.is_last_batch:  # its end saves
+            return
         wanted = bool(self._signal) or time.monotonic() - self._saved_at > 60 * self.minutes
         if trainer.world_size > 1:
             # Processes must agree, and asking costs a collective: only where rows are logged anyway.
             if trainer.global_step % trainer.log_every_n_steps:
                 return
             wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
-        if wanted:
+        if wanted and is_validated_now(trainer):  # saved before that, the resumed run would skip it
+            self._after_validation = True
+        elif wanted:
             self.save_last(trainer)
             self._stop_if_asked(trainer)
 
@@ -211,6 +215,10 @@ class Checkpoints(Checkpoint):
         if score.merit > self.best_merit:
             self.best_merit, self.best_step = score.merit, trainer.global_step
             trainer.save_checkpoint(self.best)
+        if self._after_validation:
+            self._after_validation = False
+            self.save_last(trainer)
+            self._stop_if_asked(trainer)
 
     def adopt_last(self, merit: float, step: int, copy: bool) -> None:
         """Make ``last.ckpt`` the best as well: for a run that ended before its first validation."""
@@ -249,6 +257,13 @@ class Checkpoints(Checkpoint):
         # An earlier version knew accuracies only.
         merit = state_dict["best_merit"] if "best_merit" in state_dict else state_dict["best_top1"]
         self.best_merit, self.best_step = merit, state_dict["best_step"]
+
+
+def is_validated_now(trainer: Any) -> bool:
+    """Whether a validation amid an epoch follows the step that ends; one that goes by the clock is no part of a run."""
+    if trainer._val_check_time_interval is not None:
+        return False
+    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
 def is_last_epoch(trainer: Any) -> bool:

@@ -98,7 +98,10 @@ class MetricsFile(Logger):
         """
         kept = self.read()
         if len(kept) < rows:
-            raise ValueError(f"{self.path} holds {len(kept)} rows, the checkpoint counted {rows}")
+            raise ValueError(
+                f"{self.path} holds {len(kept)} rows, the checkpoint counted {rows}; a run goes on in its own folder "
+                "(or in a copy of it, named by --out)"
+            )
         if kept:
             self.columns = list(kept[0])
         self._rewrite(kept[:rows])

@@ -181,6 +181,15 @@ class StepLoop(_TrainingEpochLoop):
             super()._broadcast_sigterm_tensor()
 
 
+def go_on_with_the_next_epoch(trainer: Any) -> None:
+    """Where a training that counts steps comes back after an epoch's end, that epoch is over.
+
+    Lightning takes it up again under ``max_steps``: it trains a batch more of it if no validation was due at its end,
+    and counts it twice.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False
+
+
 def is_plain(trainer: Any) -> bool:
     """Whether a step of this training is forward pass, backward pass, clipping and update, once each."""
     strategy, precision, optimizer = trainer.strategy, trainer.precision_plugin, trainer.optimizers[0]

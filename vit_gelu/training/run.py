@@ -18,6 +18,7 @@ from vit_gelu.training.checkpoint import CARD, read_checkpoint
 from vit_gelu.training.checkpoints import AveragedWeights, Checkpoints
 from vit_gelu.training.config_hash import config_hash
 from vit_gelu.training.hooks import spare_the_step
+from vit_gelu.training.loop import go_on_with_the_next_epoch
 from vit_gelu.training.memory import keep_freed_memory
 from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
@@ -115,6 +116,7 @@ def train(
         keep_freed_memory()
     profile_into(trainer, folder)
     spare_the_step(trainer, module, data)
+    go_on_with_the_next_epoch(trainer)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "status": "finished",
