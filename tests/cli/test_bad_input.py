@@ -1,9 +1,13 @@
 """Every mistake: exit code 2, a few lines that name option, value and nearest choice, nothing left on disk."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from tests.training.helpers import arguments, in_process, train
+from tests.training.helpers import ROOT, arguments, in_process, train
 from vit_gelu.cli import main
 
 
@@ -310,6 +314,22 @@ def test_in_a_process_of_its_own(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("vit-gelu train: error: --activation: unknown activation 'glue'")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("run", ["raise KeyboardInterrupt", "return 130"])
+def test_ctrl_c_ends_a_shells_loop_too(run):
+    """Only where a command died of the signal does a shell not go on with its next."""
+    code = f"""if True:
+        import sys
+        from types import SimpleNamespace
+        from vit_gelu.cli import main
+        def run(argv): {run}
+        sys.modules["vit_gelu.cli.train"] = SimpleNamespace(main=run)
+        main(["train"])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ("vit-gelu train: stopped by SIGINT\n" if "raise" in run else "")
 
 
 @pytest.mark.parametrize(

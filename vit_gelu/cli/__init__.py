@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vit_gelu.cli.errors import UsageError, guarded
+from vit_gelu.cli.errors import INTERRUPTED, UsageError, guarded
 from vit_gelu.suggest import unknown
 
 COMMANDS = {
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 for a mistake of the user, else the command's own status if it is not 0.
+        KeyboardInterrupt: the command was stopped by SIGINT, and has said so.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -82,5 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return importlib.import_module(f"vit_gelu.cli.{name}").main(rest)
 
     status = guarded(f"vit-gelu {name}" if name in COMMANDS else "vit-gelu", run)
+    if status == INTERRUPTED:
+        # Died of the signal, not exited with its number: only then does Ctrl-C end a shell's loop of commands, too.
+        sys.excepthook = lambda *_: None
+        raise KeyboardInterrupt
     if status:
         sys.exit(status)

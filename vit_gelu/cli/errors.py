@@ -1,11 +1,13 @@
 """How a command ends: mistakes of the user in a few lines and exit code 2, everything else with its traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 USAGE = 2
 FAILED = 1
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UsageError(ValueError):
@@ -16,7 +18,8 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     """Call ``run`` and turn mistakes of the user into a short message on standard error.
 
     ``ValueError`` and ``OSError`` are the user's: wrong options, files that are missing or broken. With
-    ``VIT_GELU_TRACEBACK=1`` in the environment they keep their traceback, for bug reports.
+    ``VIT_GELU_TRACEBACK=1`` in the environment they keep their traceback, for bug reports. So does Ctrl-C, which is
+    said in a line otherwise.
 
     Args:
         program: what stands before the message, such as ``vit-gelu train``.
@@ -31,6 +34,11 @@ def guarded(program: str, run: Callable[[], int]) -> int:
         # The reader of our output (head, less) has gone: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        if os.environ.get("VIT_GELU_TRACEBACK"):
+            raise
+        print(f"{program}: stopped by SIGINT", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         if os.environ.get("VIT_GELU_TRACEBACK"):
             raise
