@@ -295,6 +295,17 @@ def test_steps_that_are_launched_otherwise_do_not_stand_beside_each_other(tmp_pa
     assert {"cuda_graphs": "step replayed from CUDA graphs", "autotuned": "products autotuned"}[name] in shown
 
 
+def test_a_run_that_timed_its_last_part_alone_has_no_speed_to_compare(tmp_path):
+    for seed, timed in enumerate([None, 17, 15, 9]):  # of 20 steps; an older record does not tell
+        for arm in ("relu", "gelu"):
+            write(tmp_path, record(arm, seed, 9000, speed__timed_steps=timed if arm == "gelu" else 19))
+    costs = measure_costs(read_experiment([tmp_path]), "relu")
+    assert [r.seed for r in costs.speed["gelu"].runs] == [0, 1]
+    assert [r.seed for r in costs.memory["gelu"].runs] == [0, 1]
+    assert costs.speed["relu"].values == (1000,) * 4
+    assert any("2 of 8 runs were stopped on their way" in note for note in costs.notes)
+
+
 def test_learning_curve_is_the_mean_of_the_runs(tmp_path):
     runs = list(read_experiment([experiment(tmp_path, THREE)]).arms["gelu"].values())
     curve = mean_curve(runs, "val_top1", 100)

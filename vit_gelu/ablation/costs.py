@@ -13,6 +13,8 @@ from vit_gelu.ablation.statistics import Interval, t_interval
 SPEED, MEMORY = "speed.train_images_per_second", "speed.peak_memory_bytes"
 # Figures under two of these never stand beside each other.
 CONDITIONS = ("device", "n_devices", "precision", "compiled", "autotuned", "cuda_graphs", "torch")
+# Of the steps that the other runs timed: annealing, dropped patches, mixing do not last for a whole training.
+ENOUGH_TIMED = 0.8
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def measure_costs(experiment: Experiment, baseline: str) -> Costs:
     """Speed and memory of every arm, and paired ratios to the baseline.
 
     Only runs whose record says ``exclusive: true`` count, and of these only those under the conditions
-    (``CONDITIONS``) that most of them share.
+    (``CONDITIONS``) that most of them share, and those that timed as much of their training as the others.
     """
     runs = experiment.runs
     exclusive = [r for r in runs if look_up(r.record, "speed.exclusive") is True]
@@ -89,13 +91,27 @@ def measure_costs(experiment: Experiment, baseline: str) -> Costs:
     if len(counts) == 2:
         notes.append(f"Speed and memory are of the runs under {_shown(usual)}; {len(exclusive) - counts[0][1]} "
                      "others ran under other conditions.")  # fmt: skip
-    kept = [r for r in exclusive if _conditions(r) == usual]
+    same = [r for r in exclusive if _conditions(r) == usual]
+    shares = {r.folder: _timed(r) for r in same}
+    enough = ENOUGH_TIMED * max((s for s in shares.values() if s is not None), default=0.0)
+    kept = [r for r in same if (share := shares[r.folder]) is None or share >= enough]
+    if len(kept) < len(same):
+        notes.append(
+            f"{len(same) - len(kept)} of {len(same)} runs were stopped on their way, and have timed their steps since "
+            "they went on alone: they are left out of speed and memory."
+        )
     return Costs(_shown(usual), _costs(kept, baseline, SPEED), _costs(kept, baseline, MEMORY), tuple(notes))
 
 
 def _conditions(run: Run) -> tuple[str, ...]:
     # What an older record does not have was off.
     return tuple(str(run.env.get(name) or None) for name in CONDITIONS)
+
+
+def _timed(run: Run) -> float | None:
+    """Share of its steps that a run timed; an older record does not tell."""
+    timed, steps = (look_up(run.record, name) for name in ("speed.timed_steps", "steps"))
+    return timed / steps if isinstance(timed, int) and steps else None
 
 
 def _shown(values: tuple[str, ...]) -> str:

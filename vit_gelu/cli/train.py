@@ -289,7 +289,9 @@ def print_speed(record: dict[str, Any]) -> None:
     rate = speed["train_images_per_second"]
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]
-        print(f"{rate:,.0f} images/s in training{shared}; {record['seconds']:.1f} s with validation")
+        timed, steps = speed["timed_steps"], record["steps"]
+        part = f" (timed: {timed:,} of {steps:,} steps)" if timed < steps / 2 else ""
+        print(f"{rate:,.0f} images/s in training{part}{shared}; {record['seconds']:.1f} s with validation")
     overtaken = speed.get("launch_bound_fraction") or 0.0
     if overtaken > 0.5:
         print(
