@@ -137,30 +137,26 @@ def test_two_devices_a_run_are_processes_of_their_own(tmp_path):
     assert json.loads(path.read_text())["env"]["n_devices"] == 2
 
 
-@pytest.mark.parametrize("by", ["signal", "end of input"])
-def test_a_worker_between_runs_leaves_when_it_is_asked_to(tmp_path, by):
+def test_a_worker_between_runs_leaves_when_it_is_asked_to(tmp_path):
     """Its first run must leave no handler behind that takes the signal, and nobody may wait for it for ever."""
     plan, workspace = planned(tmp_path / "out", arms=["gelu"], seeds=1)
     (run,) = plan.runs()
     workspace.write_configs([run])
     worker = WorkerProcess("session", {}, tmp_path / "worker.log")
     assert worker.run(workspace.request(run)).status == 0
-    if by == "signal":
-        os.kill(worker.pid, signal.SIGTERM)
-        assert worker.process.wait(timeout=30) == -signal.SIGTERM
-    else:
-        worker.interrupt()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.process.wait(timeout=30) == -signal.SIGTERM
     worker.stop()
     assert worker.process.returncode is not None
 
 
-def test_a_worker_asked_while_it_ends_a_run_leaves_after_it(tmp_path, monkeypatch):
-    """As in its last evaluation, where no step is left that would look at the signal."""
+def deaf_worker(tmp_path, monkeypatch, seconds):
+    """A worker that SIGTERM does not end, whose runs are a pause; and the request of one."""
     script = (
         "import signal, sys, time\n"
         "from vit_gelu.ablation import worker\n"
         "signal.signal(signal.SIGTERM, lambda *_: None)\n"
-        "worker._session = lambda: lambda request, arguments: (time.sleep(2), worker.Ended(0))[1]\n"
+        f"worker._session = lambda: lambda request, arguments: (time.sleep({seconds}), worker.Ended(0))[1]\n"
         "worker.main('session')\n"
     )
     plan, workspace = planned(tmp_path / "out", arms=["gelu"], seeds=1)
@@ -171,11 +167,25 @@ def test_a_worker_asked_while_it_ends_a_run_leaves_after_it(tmp_path, monkeypatc
         subprocess, "Popen", lambda command, **options: popen([command[0], "-c", script], **options)
     )
     worker = WorkerProcess("session", {}, tmp_path / "worker.log")
-    timer = threading.Timer(1.0, worker.interrupt)
     worker._answer()
     worker.ready = True
+    return worker, workspace.request(run)
+
+
+def test_a_worker_whose_input_ends_leaves(tmp_path, monkeypatch):
+    worker, request = deaf_worker(tmp_path, monkeypatch, 0)
+    assert worker.run(request).status == 0
+    worker.interrupt()
+    worker.stop()
+    assert worker.process.returncode == 0
+
+
+def test_a_worker_asked_while_it_ends_a_run_leaves_after_it(tmp_path, monkeypatch):
+    """As in its last evaluation, where no step is left that would look at the signal."""
+    worker, request = deaf_worker(tmp_path, monkeypatch, 2)
+    timer = threading.Timer(1.0, worker.interrupt)
     timer.start()
-    assert worker.run(workspace.request(run)).status == 0
+    assert worker.run(request).status == 0
     assert worker.process.wait(timeout=20) == 0
     worker.stop()
 

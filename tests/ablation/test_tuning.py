@@ -91,7 +91,7 @@ def test_the_report_compares_arms_whose_learning_rates_differ(tmp_path, monkeypa
         execute, "choose", lambda tune, arm, states: replace(choose(tune, arm, states), value=best[arm.label])
     )
     grid = {"model.lr": [0.003, 0.01], "seeds": [8]}
-    plan = write_plan(tmp_path / "plan.yaml", arms=["relu", "gelu"], seeds=2, tune=grid)
+    plan = write_plan(tmp_path / "plan.yaml", arms=["relu", "gelu"], seeds=1, tune=grid)
     assert main([plan, "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
     assert not report["left_out"]

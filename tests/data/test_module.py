@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -303,19 +304,23 @@ def test_signature_is_a_command_line():
 
 
 DDP_SCRIPT = """
-import json, sys
+import json, os, sys
 import torch
 sys.path[:0] = {paths!r}
 from test_module import Recorder, make_data, make_trainer
 
+other = os.fork()  # before torch has done anything: one import for both
+os.environ["NODE_RANK"] = "0" if other else "1"
 data, model = make_data(**{options!r}), Recorder()
-trainer = make_trainer({folder!r}, devices=2, strategy="ddp", max_epochs=2, enable_checkpointing=False)
+trainer = make_trainer({folder!r}, num_nodes=2, strategy="ddp", max_epochs=2, enable_checkpointing=False)
 trainer.fit(model, datamodule=data)
 seen, model.evaluated = model.seen, []
 trainer.test(model, datamodule=data, verbose=False)
 with open({folder!r} + f"/rank{{trainer.global_rank}}.json", "w") as file:
     json.dump([seen, model.pixels, model.evaluated, data.order_hash], file)
 torch.distributed.destroy_process_group()  # left to the end of the process, torch 2.11 now and then aborts
+if other:
+    assert os.waitpid(other, 0)[1] == 0
 """
 
 
@@ -325,7 +330,10 @@ def test_two_processes_share_what_one_sees(tmp_path):
     script = tmp_path / "script.py"
     paths = [str(here.parents[2]), str(here.parent)]
     script.write_text(DDP_SCRIPT.format(paths=paths, folder=str(tmp_path), options=options))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tests.training.helpers import arguments, assert_same_weights, in_process, metrics, train, weights
+from tests.training.helpers import assert_same_weights, metrics, train, weights
 from tests.training.test_resume import train_until
 from vit_gelu.data import load_source
 from vit_gelu.models import build_vit
@@ -164,34 +164,6 @@ def test_annealing_ends_in_the_new_activation(source, tmp_path):
     assert card["network"]["activation"] == "gelu_learnable"
     # What was learned of the new one along the way is kept.
     assert net.blocks[0].mlp.act.mu.abs().max() > 0
-
-
-def test_two_processes_are_one(source, tmp_path):
-    """A swap blended in, the first block frozen, other rates by layer, mixed images: as one process does it."""
-    options = {
-        "model__pretrained": source,
-        **FREE,
-        "activation": "silu",
-        "model__anneal_activation": 4,
-        "model__freeze": 1,
-        "model__layer_decay": 0.7,
-        "data__global_batch_size": 64,
-        "data__mixup": 0.2,
-        "trainer__max_epochs": 1,
-    }
-    one = train(tmp_path / "one", **options)
-    two_devices = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    done = in_process(["train", *arguments(tmp_path / "two", **options), *two_devices], timeout=300)
-    assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "two" / "record.json").read_text())
-    assert two["env"]["n_devices"] == 2
-    for key in ("order_hash", "activation"):
-        assert two[key] == one[key]
-    assert two["test"]["n"] == one["test"]["n"]
-    assert two["test"]["loss"] == pytest.approx(one["test"]["loss"], rel=1e-3)
-    a, b, began = (weights(folder) for folder in (tmp_path / "one", tmp_path / "two", source))
-    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-3
-    assert any(not torch.equal(a[k], began[k]) for k in a)
 
 
 def test_annealing_follows_the_steps(source, tmp_path, monkeypatch):

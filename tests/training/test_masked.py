@@ -12,7 +12,6 @@ from tests.training.helpers import (
     ROOT,
     TINY,
     assert_same_weights,
-    in_process,
     metrics,
     weights,
 )
@@ -210,23 +209,6 @@ def test_resume_is_bit_identical(uninterrupted, tmp_path, monkeypatch, batches):
     assert metrics(whole) == metrics(out)
     for name in ("order_hash", "val", "steps", "epochs", "config_hash", "best"):
         assert again[name] == record[name], name
-
-
-def test_two_processes_are_one(tmp_path):
-    """Masks go by sample, so the processes' losses add up to that of one."""
-    options = {"trainer__max_epochs": 1, "trainer__log_every_n_steps": 1}
-    one = pretrain(tmp_path / "one", **options)
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    done = in_process(["pretrain", *arguments(tmp_path / "two", **options), *two], timeout=300)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "two" / "record.json").read_text())
-    assert record["val"]["n"] == one["val"]["n"]
-    assert record["val"]["loss"] == pytest.approx(one["val"]["loss"], rel=1e-3)
-    losses = [
-        [float(r["train_loss"]) for r in metrics(tmp_path / name) if r["train_loss"]]
-        for name in ("one", "two")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(
