@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vit_gelu.cli.checks import (
@@ -33,6 +33,7 @@ from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
 from vit_gelu.training.scratch import SCRATCH
+from vit_gelu.training.trackers import wandb_logger
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
@@ -243,7 +244,7 @@ class TrainCLI(LightningCLI):
             made.append(TensorBoardLogger(str(self.folder), name="", version="tensorboard"))
         if "wandb" in self.config.loggers:
             try:
-                made.append(WandbLogger(name=self.folder.name, project="vit_gelu", save_dir=str(self.folder)))
+                made.append(wandb_logger(self.folder))
             except ModuleNotFoundError:
                 raise UsageError(
                     '--loggers wandb: not installed; python -m pip install "vit_gelu[wandb]"'

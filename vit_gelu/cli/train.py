@@ -289,8 +289,8 @@ def print_speed(record: dict[str, Any]) -> None:
     rate = speed["train_images_per_second"]
     if rate is not None:
         shared = {True: "", False: ", device shared", None: ""}[speed["exclusive"]]
-        timed, steps = speed["timed_steps"], record["steps"]
-        part = f" (timed: {timed:,} of {steps:,} steps)" if timed < steps / 2 else ""
+        timed, steps = speed.get("timed_steps"), record.get("steps")
+        part = f" (timed: {timed:,} of {steps:,} steps)" if timed and steps and timed < steps / 2 else ""
         print(f"{rate:,.0f} images/s in training{part}{shared}; {record['seconds']:.1f} s with validation")
     overtaken = speed.get("launch_bound_fraction") or 0.0
     if overtaken > 0.5:

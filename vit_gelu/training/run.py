@@ -26,6 +26,7 @@ from vit_gelu.training.profiler import profile_into
 from vit_gelu.training.progress import Display
 from vit_gelu.training.record import SCHEMA, environment, now, score_dict, write_json
 from vit_gelu.training.speed import SpeedMeter
+from vit_gelu.training.trackers import Trackers
 
 
 class AtStart(Callback):
@@ -104,6 +105,28 @@ def train(
         Interrupted: a signal came; the checkpoint is written, no record is.
         ValueError: options that do not fit the data, or a checkpoint of another run.
     """
+    trackers = Trackers(trainer.loggers, config)
+    trainer.callbacks.insert(0, AtStart(trackers.begin))  # type: ignore[attr-defined]
+    try:
+        record = _train(module, data, trainer, folder, config, ckpt_path, test_checkpoint, at_end)
+        trackers.conclude(record)
+    except BaseException:
+        trackers.end(failed=True)
+        raise
+    trackers.end(failed=False)
+    return record
+
+
+def _train(
+    module: RunModule,
+    data: Any,
+    trainer: pl.Trainer,
+    folder: Path,
+    config: dict[str, Any],
+    ckpt_path: Path | None,
+    test_checkpoint: str,
+    at_end: Callable[[], None] | None,
+) -> dict[str, Any]:
     monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
