@@ -151,12 +151,14 @@ def carry_out(
             at_end=(lambda: at_end(cli)) if at_end is not None else None,
         )
     except Diverged as error:
-        print(f"vit-gelu {command}: diverged: {error}", file=sys.stderr)
-        print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)
+        if cli.trainer.is_global_zero:
+            print(f"vit-gelu {command}: diverged: {error}", file=sys.stderr)
+            print(f"record: {cli.folder / 'record.json'}", file=sys.stderr)
         return FAILED
     except Interrupted as error:
-        print(f"vit-gelu {command}: {error}; saved. Go on with:", file=sys.stderr)
-        print(f"  vit-gelu {command} --resume {cli.folder}", file=sys.stderr)
+        if cli.trainer.is_global_zero:
+            print(f"vit-gelu {command}: {error}; saved. Go on with:", file=sys.stderr)
+            print(f"  vit-gelu {command} --resume {cli.folder}", file=sys.stderr)
         return 128 + error.signum
     except MisconfigurationException as error:
         # Options that did not fit the data: the Trainer knows them from there on.
