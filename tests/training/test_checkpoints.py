@@ -1,9 +1,16 @@
-"""When a run saves."""
+"""When a run saves, and that it does so whole or not at all."""
 
+import errno
+import os
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+from lightning.fabric.plugins import TorchCheckpointIO
 
+from tests.training.helpers import assert_same_weights, train, weights
 from vit_gelu.training import checkpoints
 from vit_gelu.training.checkpoints import Checkpoints, Interrupted
 from vit_gelu.training.monitor import Monitor
@@ -41,6 +48,7 @@ def trainer(monkeypatch):
         max_epochs=30,
         max_steps=-1,
         should_stop=False,
+        is_global_zero=True,
         global_step=0,
     )
 
@@ -89,3 +97,45 @@ def test_a_signal_saves_at_once(trainer, callback):
     with pytest.raises(Interrupted):
         trainer.run(callback, epochs=1, seconds=0.001)
     assert len(trainer.saved) == 2
+
+
+def test_what_is_saved_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
+    """A full disk at the second of several saves: the first is still there, and the run goes on from it."""
+    whole = train(tmp_path / "whole", trainer__max_epochs=2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "another disk"))  # nothing of ours goes there
+    synced, fsync = [], os.fsync
+
+    def full(number):
+        synced.append(number)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    saving = "--checkpoint_minutes=0"
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="not saved: No space left") as refused:
+            train(tmp_path / "run", saving, trainer__max_epochs=2)
+    assert refused.value.filename == str(last)
+    assert [p.name for p in last.parent.iterdir()] == ["last.ckpt"]
+    assert 0 < weights(tmp_path / "run", "global_step") < 3
+    (last.parent / "best.ckpt.partial").write_bytes(b"of a process that was killed")
+    again = train(tmp_path / "run", saving, "--ckpt_path", "last", trainer__max_epochs=2)
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert again["test"] == whole["test"]
+    assert sorted(p.name for p in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_another_way_to_save_stays(tmp_path):
+    plugin = "--trainer.plugins=tests.training.test_checkpoints.Elsewhere"
+    train(tmp_path / "run", plugin, trainer__max_epochs=1)
+    assert {p.name for p in Elsewhere.saved} == {"best.ckpt", "last.ckpt"}
+
+
+class Elsewhere(TorchCheckpointIO):
+    saved: ClassVar[list[Path]] = []
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        self.saved.append(Path(path))
+        super().save_checkpoint(checkpoint, path, storage_options)

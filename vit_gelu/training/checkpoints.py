@@ -11,12 +11,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
 from vit_gelu.models.anneal import finish_annealing
 from vit_gelu.training.monitor import Monitor
+from vit_gelu.training.whole_file import WholeFile, discard_partial_files
 
 
 class Interrupted(RuntimeError):
@@ -152,6 +154,10 @@ class Checkpoints(Checkpoint):
         self._signal = 0
         self._handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+            trainer.strategy.checkpoint_io = WholeFile()
+
     @property
     def last(self) -> Path:
         return self.folder / "last.ckpt"
@@ -163,6 +169,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         self._stepped = trainer.global_step
+        if trainer.is_global_zero:
+            discard_partial_files(self.folder)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._on_signal)
