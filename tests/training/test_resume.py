@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.training.helpers import ROOT, arguments, assert_same_weights, metrics, train, weights
+from vit_gelu.cli.errors import UsageError
 
 # Everything that draws, averages or accumulates.
 NOISY = {
@@ -168,6 +169,19 @@ def test_a_killed_process_goes_on(uninterrupted, tmp_path):
     process.wait()
     again = train(out, saving, "--ckpt_path", "last", **NOISY)
     assert_same_run(whole, record, out, again)
+
+
+def test_a_folder_takes_one_process_at_a_time(tmp_path, monkeypatch):
+    from vit_gelu.cli.run_folder import leave, occupy
+
+    out, options = tmp_path / "run", {"trainer__max_epochs": 1}
+    train_until(monkeypatch, 2, out, **options)
+    lock = occupy(out)
+    with pytest.raises(UsageError, match="another process is training there"):
+        train(out, "--ckpt_path", "last", **options)
+    leave(lock)
+    train(out, "--ckpt_path", "last", **options)
+    assert not (out / ".lock").exists()
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

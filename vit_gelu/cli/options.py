@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from filelock import FileLock
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,7 +23,7 @@ from vit_gelu.cli.checks import (
 )
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.parser import Parser
-from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
+from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process, leave, occupy
 from vit_gelu.data import ImageData
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import fill_defaults
@@ -101,6 +102,7 @@ class TrainCLI(LightningCLI):
     resolved: dict[str, Any]
     ckpt_path: Path | None = None
     created = False
+    lock: FileLock | None = None
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
@@ -252,13 +254,13 @@ class TrainCLI(LightningCLI):
         return made
 
     def prepare_folder(self) -> dict[str, Any] | None:
-        """Make the run folder and write ``config.yaml``; process 0 only.
+        """Make the run folder, keep others out of it until ``leave_folder``, write ``config.yaml``; process 0 only.
 
         Returns:
             The record of the run when it is finished already and was asked to go on, else None.
 
         Raises:
-            UsageError: the folder holds a run and going on with it was not asked for.
+            UsageError: the folder holds a run and going on with it was not asked for, or another process is at it.
         """
         if not is_main_process():
             return None
@@ -275,6 +277,7 @@ class TrainCLI(LightningCLI):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {self.folder}: cannot be made: {error.strerror}") from None
+        self.lock = occupy(self.folder)
         os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
         if not (self.folder / "config.yaml").exists():
             self._write_config()
@@ -287,6 +290,11 @@ class TrainCLI(LightningCLI):
         partial = self.folder / "config.yaml.partial"
         partial.write_text(yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
         os.replace(partial, self.folder / "config.yaml")
+
+    def leave_folder(self) -> None:
+        """Let others go on with the run."""
+        leave(self.lock)
+        self.lock = None
 
     def discard_folder(self) -> None:
         """Remove a run folder that this process made and that no step was trained in."""

@@ -138,8 +138,8 @@ def carry_out(
         print(f"{cli.folder}: finished already; nothing to go on with")
         show(finished)
         return 0
-    announce(cli)
     try:
+        announce(cli)
         record = train(
             cli.model,
             cli.datamodule,
@@ -167,6 +167,8 @@ def carry_out(
     except Exception:
         cli.discard_folder()
         raise
+    finally:
+        cli.leave_folder()
     if cli.trainer.is_global_zero:
         show(record)
         print(f"run folder: {cli.folder}")

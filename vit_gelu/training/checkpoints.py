@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
 from vit_gelu.models.anneal import finish_annealing
+from vit_gelu.training.logs import MetricsFile
 from vit_gelu.training.monitor import Monitor
 from vit_gelu.training.whole_file import WholeFile, discard_partial_files
 
@@ -222,7 +223,7 @@ class Checkpoints(Checkpoint):
             return
         if score.merit > self.best_merit:
             self.best_merit, self.best_step = score.merit, trainer.global_step
-            trainer.save_checkpoint(self.best)
+            _save(trainer, self.best)
         if self._after_validation:
             self._after_validation = False
             self.save_last(trainer)
@@ -244,7 +245,7 @@ class Checkpoints(Checkpoint):
         """
         self.monitor.check_finite(trainer)
         began = time.monotonic()
-        trainer.save_checkpoint(self.last)
+        _save(trainer, self.last)
         self._saved_at = time.monotonic()
         self._saving_took = self._saved_at - began
 
@@ -265,6 +266,13 @@ class Checkpoints(Checkpoint):
         # An earlier version knew accuracies only.
         merit = state_dict["best_merit"] if "best_merit" in state_dict else state_dict["best_top1"]
         self.best_merit, self.best_step = merit, state_dict["best_step"]
+
+
+def _save(trainer: Any, path: Path) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.sync()
+    trainer.save_checkpoint(path)
 
 
 def is_validated_now(trainer: Any) -> bool:

@@ -107,6 +107,13 @@ class MetricsFile(Logger):
         self._rewrite(kept[:rows])
         self.rows = rows
 
+    @rank_zero_only
+    def sync(self) -> None:
+        """Have the rows on the disk before a checkpoint counts them, should the power fail."""
+        if self.path.exists():
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
+
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".csv.partial")
