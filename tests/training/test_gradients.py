@@ -1,8 +1,10 @@
 """Gradients live from the backward pass to the optimizer's step, and no longer."""
 
 import pytest
+import torch
 
-from tests.training.helpers import train
+from tests.training import test_masked
+from tests.training.helpers import train, weights
 from vit_gelu.training.module import ClassificationModule
 
 
@@ -33,3 +35,32 @@ def test_bfloat16_runs_with_clipped_gradients(tmp_path, optimizer):
         trainer__max_epochs=1,
     )
     assert record["status"] == "finished"
+
+
+ONE = {"trainer__limit_train_batches": 1}
+ACCUMULATED = {"trainer__accumulate_grad_batches": 3}
+
+
+@pytest.mark.parametrize(
+    ("run", "one", "other"),
+    [
+        (train, {"data__global_batch_size": 384}, ACCUMULATED),
+        # The last step of an epoch has fewer batches than the others; here it is the only one, and has one.
+        (train, ONE, ONE | ACCUMULATED),
+        (test_masked.pretrain, ONE, ONE | ACCUMULATED),
+    ],
+)
+def test_the_gradient_of_a_step_is_the_mean_over_its_batches(tmp_path, run, one, other):
+    options = {
+        "model__optimizer": "sgd",
+        "model__lr": 0.5,
+        "model__weight_decay": 0,
+        "model__schedule": "constant",
+        "data__augment": "none",
+        "trainer__max_epochs": -1,
+        "trainer__max_steps": 3,
+    }
+    run(tmp_path / "one", **options | one)
+    run(tmp_path / "other", **options | other)
+    wanted, found = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert all(torch.allclose(wanted[k], found[k], atol=1e-5) for k in found)

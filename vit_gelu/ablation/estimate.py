@@ -1,6 +1,7 @@
 """How long an ablation will take: a few steps of its first run, and the arithmetic."""
 
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _estimate(arm: Arm, walls: list[float], record: dict[str, Any]) -> Estimate:
         per_epoch = min(per_epoch, limit)
     elif limit is not None:
         per_epoch = int(per_epoch * limit)
-    per_epoch = max(1, per_epoch // trainer["accumulate_grad_batches"])
+    per_epoch = max(1, math.ceil(per_epoch / trainer["accumulate_grad_batches"]))
     epochs, most = trainer["max_epochs"], trainer["max_steps"]
     # Lightning's own default where neither is given.
     steps = per_epoch * (epochs if epochs is not None and epochs > 0 else 1000)

@@ -118,6 +118,7 @@ class RunModule(pl.LightningModule):
         self.ema_decay = ema_decay
         self.seed = seed
         self.batches_seen = 0
+        self._share = 1.0
         self.net: Network | None = None
         self.score: Metric | None = None
         self.last_score: Score | MaskedScore | None = None
@@ -214,6 +215,16 @@ class RunModule(pl.LightningModule):
         # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
         seed_noise(self.seed, self.batches_seen, self.global_rank)
         self.batches_seen += 1
+        self._share = self._share_of_step(batch_idx)
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """What the loss is multiplied by, so that a step's gradient is the mean over its batches.
+
+        Lightning divides by ``accumulate_grad_batches`` in the last step of an epoch too, which may have fewer.
+        """
+        wanted, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        left_over = batches % wanted
+        return wanted / left_over if left_over and batch_idx >= batches - left_over else 1.0
 
     def configure_optimizers(self) -> Any:
         if not math.isfinite(self.trainer.estimated_stepping_batches):
@@ -388,9 +399,14 @@ class RunModule(pl.LightningModule):
         self.batches_seen = saved["batches_seen"]
 
 
-def step_output(loss: Tensor, **counts: Tensor) -> dict[str, Tensor]:
+def step_output(loss: Tensor, share: float, **counts: Tensor) -> dict[str, Tensor]:
     """What a training step returns: ``loss`` with its graph, and ``batch_loss``, the same for logs.
 
     Of ``loss``, Lightning hands on what is left after division by the accumulated batches.
+
+    Args:
+        loss: mean over the batch, a scalar.
+        share: what ``loss`` is multiplied by for its gradient; 1 but in a step of fewer batches than the others.
+        counts: what else the step returns.
     """
-    return {"loss": loss, "batch_loss": loss.detach(), **counts}
+    return {"loss": loss if share == 1 else share * loss, "batch_loss": loss.detach(), **counts}

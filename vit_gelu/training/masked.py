@@ -285,7 +285,7 @@ class MaskedModule(RunModule):
         if self.graphs == "network":
             torch.compiler.cudagraph_mark_step_begin()
         visible = draw_visible(self._mask_key, batch.indices, self.num_patches, self.visible)
-        return step_output(self.autoencoder(batch.images, visible).mean())
+        return step_output(self.autoencoder(batch.images, visible).mean(), self._share)
 
     def evaluation_step(self, batch: Any) -> None:
         assert self.score is not None

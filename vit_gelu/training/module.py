@@ -373,7 +373,7 @@ class ClassificationModule(RunModule):
         with torch.no_grad():
             labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
             correct = (logits.argmax(dim=1) == labels).sum()
-        return step_output(loss, correct=correct)
+        return step_output(loss, self._share, correct=correct)
 
     def evaluation_step(self, batch: Any) -> None:
         # .forward, not __call__: evaluation runs eagerly, so odd batch sizes compile nothing.
