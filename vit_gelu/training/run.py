@@ -202,7 +202,6 @@ def _train(
                     "test_top1": scores["test"].top1,
                 }
                 logger.log_metrics(row, step=steps)
-            logger.finalize("success")
     return record
 
 

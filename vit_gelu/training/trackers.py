@@ -67,7 +67,7 @@ class Trackers:
 
     @rank_zero_only
     def conclude(self, record: dict[str, Any]) -> None:
-        """Tell what came out.
+        """Tell what came out; it is the last that they are told.
 
         Args:
             record: what stands in ``record.json``.
@@ -79,6 +79,7 @@ class Trackers:
                 logger.experiment.summary.update(outcome)
             elif isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.config, {f"outcome/{k}": v for k, v in numbers.items()})
+            logger.finalize("success")
 
     @rank_zero_only
     def end(self, failed: bool) -> None:
