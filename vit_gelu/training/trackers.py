@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-OUTCOME = (
+OUTCOME = (  # of the record
     "status",
     "val",
     "test",
@@ -21,7 +21,7 @@ OUTCOME = (
     "seconds",
     "best",
     "order_hash",
-)  # of the record
+)
 
 
 def wandb_logger(folder: Path) -> WandbLogger:
