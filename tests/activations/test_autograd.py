@@ -292,7 +292,8 @@ def test_compiled_equals_eager(backend, dtype):
         "laplace per channel",
         "uniform fixed",
     ]
-    names = few if backend == "inductor" else list(CASES)  # Inductor takes seconds for each
+    # Inductor takes seconds for each; what breaks a graph does so in any dtype.
+    names = list(CASES) if (backend, dtype) == ("aot_eager", torch.float32) else few
     module = Each(names)
     points = torch.tensor([0.0, -0.5, 1e4, -1e4, 100.0, -100.0]).expand(1, 6)
     x = torch.cat([sample(7, 6, dtype=torch.float32), points]).to(dtype).expand(len(names), 8, 6)
