@@ -172,11 +172,11 @@ def test_a_killed_process_goes_on(uninterrupted, tmp_path):
 
 
 def test_a_folder_takes_one_process_at_a_time(tmp_path, monkeypatch):
-    from vit_gelu.cli.run_folder import leave, occupy
+    from vit_gelu.cli.occupied import leave, occupy
 
     out, options = tmp_path / "run", {"trainer__max_epochs": 1}
     train_until(monkeypatch, 2, out, **options)
-    lock = occupy(out)
+    lock = occupy(out, "")
     with pytest.raises(UsageError, match="another process is training there"):
         train(out, "--ckpt_path", "last", **options)
     leave(lock)

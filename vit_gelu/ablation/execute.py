@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vit_gelu.ablation.display import Display, print_summary
@@ -17,6 +16,7 @@ from vit_gelu.ablation.tuning import Choice, choose, chosen_arms
 from vit_gelu.ablation.workspace import FAILED, FINISHED, State, Workspace, write_yaml
 from vit_gelu.cli.errors import FAILED as FAILED_STATUS
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.occupied import leave, occupy
 
 
 class Executor(Protocol):
@@ -49,15 +49,11 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process is at work in it.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"--out {folder}: another vit-gelu ablate is at work there") from None
+    lock = occupy(folder, f"--out {folder}: another vit-gelu ablate is at work there")
     try:
         yield
     finally:
-        lock.release()
+        leave(lock)
 
 
 class Ablation:

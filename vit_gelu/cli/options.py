@@ -22,8 +22,9 @@ from vit_gelu.cli.checks import (
     check_own_way,
 )
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.cli.occupied import leave, occupy
 from vit_gelu.cli.parser import Parser
-from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process, leave, occupy
+from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
 from vit_gelu.data import ImageData
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import fill_defaults
@@ -277,7 +278,8 @@ class TrainCLI(LightningCLI):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {self.folder}: cannot be made: {error.strerror}") from None
-        self.lock = occupy(self.folder)
+        busy = f"{self.folder}: another process is training there; wait for it, or stop it"
+        self.lock = occupy(self.folder, busy)
         os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
         if not (self.folder / "config.yaml").exists():
             self._write_config()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.training.attention import without_choice
@@ -14,7 +13,6 @@ from vit_gelu.training.checkpoint import find_checkpoint
 from vit_gelu.training.config_hash import config_hash
 
 FOLDER_VARIABLE = "VIT_GELU_RUN_FOLDER"
-LOCK = ".lock"
 
 
 def is_main_process() -> bool:
@@ -31,29 +29,6 @@ def free_folder(base: Path) -> Path:
         int(m[1]) for p in base.parent.glob(f"{base.name}-*") if (m := re.fullmatch(r".*-(\d+)", p.name))
     ]
     return base.with_name(f"{base.name}-{max([1, *taken]) + 1}")
-
-
-def occupy(folder: Path) -> FileLock | None:
-    """Keep others from training in a run folder, until ``leave``; None where the file system has no locks.
-
-    Raises:
-        UsageError: somebody is at work there.
-    """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"{folder}: another process is training there; wait for it, or stop it") from None
-    except (OSError, NotImplementedError):
-        return None
-    return lock
-
-
-def leave(lock: FileLock | None) -> None:
-    """Let others train there."""
-    if lock is not None:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def choose_folder(config: Any, resolved: dict[str, Any], kind: str = "") -> Path:
