@@ -118,7 +118,6 @@ class RunModule(pl.LightningModule):
         self.ema_decay = ema_decay
         self.seed = seed
         self.batches_seen = 0
-        self._share = 1.0
         self.net: Network | None = None
         self.score: Metric | None = None
         self.last_score: Score | MaskedScore | None = None
@@ -212,19 +211,28 @@ class RunModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.graphs == "step":
             self._batch = batch
-        # Counted here, not by the Trainer: resumed at an epoch's end under max_steps, its epochs are one ahead.
+        # Counted here, and saved: a Trainer's own count need not be that of a run that went on.
         seed_noise(self.seed, self.batches_seen, self.global_rank)
         self.batches_seen += 1
-        self._share = self._share_of_step(batch_idx)
 
-    def _share_of_step(self, batch_idx: int) -> float:
-        """What the loss is multiplied by, so that a step's gradient is the mean over its batches.
+    def step_output(self, loss: Tensor, batch_idx: int, **counts: Tensor) -> dict[str, Tensor]:
+        """What a training step returns: ``loss`` with its graph, and ``batch_loss``, the same for logs.
 
-        Lightning divides by ``accumulate_grad_batches`` in the last step of an epoch too, which may have fewer.
+        Of ``loss``, Lightning hands on what is left after division by ``accumulate_grad_batches``: in the last step of
+        an epoch too, which may have fewer batches, and whose losses are larger here for it.
+
+        Args:
+            loss: mean over the batch, a scalar.
+            batch_idx: of the batch in its epoch.
+            counts: what else the step returns.
         """
-        wanted, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        left_over = batches % wanted
-        return wanted / left_over if left_over and batch_idx >= batches - left_over else 1.0
+        output = {"loss": loss, "batch_loss": loss.detach(), **counts}
+        if self._trainer is not None:  # a loop of one's own has none, and divides by nothing
+            wanted, batches = self._trainer.accumulate_grad_batches, self._trainer.num_training_batches
+            left_over = batches % wanted
+            if left_over and batch_idx >= batches - left_over:
+                output["loss"] = loss * wanted / left_over
+        return output
 
     def configure_optimizers(self) -> Any:
         if not math.isfinite(self.trainer.estimated_stepping_batches):
@@ -397,16 +405,3 @@ class RunModule(pl.LightningModule):
                 f"{self.trainer.accumulate_grad_batches}, whose gradients no checkpoint has; go on from last.ckpt"
             )
         self.batches_seen = saved["batches_seen"]
-
-
-def step_output(loss: Tensor, share: float, **counts: Tensor) -> dict[str, Tensor]:
-    """What a training step returns: ``loss`` with its graph, and ``batch_loss``, the same for logs.
-
-    Of ``loss``, Lightning hands on what is left after division by the accumulated batches.
-
-    Args:
-        loss: mean over the batch, a scalar.
-        share: what ``loss`` is multiplied by for its gradient; 1 but in a step of fewer batches than the others.
-        counts: what else the step returns.
-    """
-    return {"loss": loss if share == 1 else share * loss, "batch_loss": loss.detach(), **counts}

@@ -233,7 +233,7 @@ class Checkpoints(Checkpoint):
         """Make ``last.ckpt`` the best as well: for a run that ended before its first validation."""
         self.best_merit, self.best_step = merit, step
         if copy and self.last.exists():
-            partial = self.best.with_suffix(".partial")
+            partial = self.best.with_name(f"{self.best.name}.partial")
             shutil.copyfile(self.last, partial)
             os.replace(partial, self.best)
 

@@ -13,7 +13,7 @@ from vit_gelu.models.attention_choice import usable
 from vit_gelu.models.masked import MaskedAutoencoder, MaskedDecoder, draw_visible, visible_count
 from vit_gelu.randomness import key
 from vit_gelu.training.attention import agree, shapes
-from vit_gelu.training.base import RunModule, step_output
+from vit_gelu.training.base import RunModule
 from vit_gelu.training.compilation import compile_network
 from vit_gelu.training.metrics import ExactLoss
 from vit_gelu.training.speed import flops_of
@@ -285,7 +285,7 @@ class MaskedModule(RunModule):
         if self.graphs == "network":
             torch.compiler.cudagraph_mark_step_begin()
         visible = draw_visible(self._mask_key, batch.indices, self.num_patches, self.visible)
-        return step_output(self.autoencoder(batch.images, visible).mean(), self._share)
+        return self.step_output(self.autoencoder(batch.images, visible).mean(), batch_idx)
 
     def evaluation_step(self, batch: Any) -> None:
         assert self.score is not None

@@ -13,7 +13,7 @@ from vit_gelu.models.options import pair
 from vit_gelu.models.pretrained import Pretrained, read_pretrained
 from vit_gelu.models.whitening import whiten_patches
 from vit_gelu.training.attention import agree
-from vit_gelu.training.base import RunModule, step_output
+from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import anneal_share, begin, begin_again, check_same_start, fill_defaults
 from vit_gelu.training.checkpoints import AveragedWeights
 from vit_gelu.training.compilation import compile_network
@@ -373,7 +373,7 @@ class ClassificationModule(RunModule):
         with torch.no_grad():
             labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
             correct = (logits.argmax(dim=1) == labels).sum()
-        return step_output(loss, self._share, correct=correct)
+        return self.step_output(loss, batch_idx, correct=correct)
 
     def evaluation_step(self, batch: Any) -> None:
         # .forward, not __call__: evaluation runs eagerly, so odd batch sizes compile nothing.
