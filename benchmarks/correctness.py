@@ -37,8 +37,7 @@ from vit_gelu.cli.arguments import one_of
 from vit_gelu.cli.errors import FAILED, UsageError
 from vit_gelu.compile_cache import key_cache
 from vit_gelu.models import VisionTransformer
-from vit_gelu.training.compilation import compile_options
-from vit_gelu.training.speed import compiled_graphs
+from vit_gelu.training.compilation import compile_options, compiled_graphs
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("eager", "compiled")

@@ -33,7 +33,7 @@ from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.data import ImageArrays, Source, TrainLoader, load_source
 from vit_gelu.data.policies import build_policy
-from vit_gelu.training.speed import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity
 
 # Ours by name, and what torchvision needs after crop and flip to do the same.
 AUTOMATIC: dict[str, Callable[[], list[Any]]] = {

@@ -31,8 +31,8 @@ from training_step import MODES, PRECISIONS, steps_of
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.models import build_vit
+from vit_gelu.training.exclusivity import Exclusivity
 from vit_gelu.training.memory import keep_freed_memory
-from vit_gelu.training.speed import Exclusivity
 
 WAYS = ("kept", "given back")
 WARMUP = 2

@@ -25,7 +25,7 @@ from rotation import order, paired_ratio, quartiles
 
 from vit_gelu.cli.arguments import at_least
 from vit_gelu.data import load_source
-from vit_gelu.training.speed import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity
 
 FIRST_BATCH = """
 import sys, time

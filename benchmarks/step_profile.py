@@ -35,7 +35,7 @@ from vit_gelu.bench.subject import Subject, Workload, synthetic_batch
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.models.options import ATTENTIONS
-from vit_gelu.training.speed import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity
 from vit_gelu.training.step_graph import can_be_recorded
 
 MODES = ("eager", "compiled", "graphs", "autotuned")

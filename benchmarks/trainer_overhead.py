@@ -44,11 +44,11 @@ from vit_gelu.data import TrainLoader, load_source
 from vit_gelu.data.policies import build_policy
 from vit_gelu.models import build_vit
 from vit_gelu.training.compilation import compile_options
+from vit_gelu.training.exclusivity import Exclusivity
 from vit_gelu.training.module import ClassificationModule
 from vit_gelu.training.optim import build_optimizer, build_schedule
 from vit_gelu.training.progress import Display
 from vit_gelu.training.run import find, train
-from vit_gelu.training.speed import Exclusivity
 
 GOAL = 1.03
 MODEL: dict[str, Any] = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "pooling": "mean"}

@@ -42,8 +42,10 @@ from vit_gelu.bench.subject import fastest_attention
 from vit_gelu.cli.arguments import at_least, one_of
 from vit_gelu.compile_cache import key_cache
 from vit_gelu.models import VIT_SIZES, VisionTransformer, build_vit
-from vit_gelu.training.compilation import compile_options
-from vit_gelu.training.speed import Exclusivity, compiled_graphs, device_peak, flops_of
+from vit_gelu.training.compilation import compile_options, compiled_graphs
+from vit_gelu.training.exclusivity import Exclusivity
+from vit_gelu.training.flops import flops_of
+from vit_gelu.training.peak import device_peak
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("eager", "compiled")

@@ -23,8 +23,8 @@ def pytest_unconfigure():
 @pytest.fixture(scope="session", autouse=True)
 def one_peak():
     """The fastest matrix product, which every run times for a second or two: of all runs in this process, one does."""
-    from vit_gelu.training import speed
+    from vit_gelu.training import peak
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "matmul_peak", functools.cache(speed.matmul_peak))
+        patch.setattr(peak, "matmul_peak", functools.cache(peak.matmul_peak))
         yield

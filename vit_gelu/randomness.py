@@ -91,6 +91,11 @@ def uniform(draw_key: int, samples: Tensor, draws: int) -> Tensor:
     return _shift_right(mixed, 40).to(torch.float32) * 2.0**-24
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Apple's GPUs do not."""
+    return device.type != "mps"
+
+
 @functools.cache
 def _other_accelerator() -> bool:
     """Whether torch was built for an accelerator that is not CUDA's."""

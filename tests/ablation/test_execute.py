@@ -83,7 +83,8 @@ def test_again_repeats_nothing_that_is_final_and_more_seeds_extend(ended, capsys
     assert "does not divide" in shown
 
 
-def test_stops_on_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys):
+def test_stops_on_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(signal, "SIGHUP")  # as on Windows
     plan = write_plan(tmp_path / "plan.yaml", seeds=1, arms=["gelu"], overrides=LONG)
     out = tmp_path / "out"
 

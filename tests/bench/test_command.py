@@ -155,7 +155,7 @@ def test_what_torch_compile_left_out_is_said():
 
 def test_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vit_gelu.bench.training.device_peak", lambda device, dtype: 1e12)
-    monkeypatch.setattr("vit_gelu.training.speed.Exclusivity.check", lambda self: False)
+    monkeypatch.setattr("vit_gelu.training.exclusivity.Exclusivity.check", lambda self: False)
     argv = [
         "training",
         *FAST,

@@ -249,6 +249,10 @@ def test_threads_and_bfloat16(monkeypatch):
     assert machine.check_processor(1, has_gpu=True).status == OK
     assert machine.check_processor(None, has_gpu=False).status == OK
     monkeypatch.setattr(machine, "bfloat16_instructions", lambda: None)
+    monkeypatch.setattr(machine, "lacks_bfloat16", lambda: False)  # a system that does not tell
+    assert "not known" in machine.check_processor(4, has_gpu=False).found
+    assert machine.check_processor(4, has_gpu=False).status == OK
+    monkeypatch.setattr(machine, "lacks_bfloat16", lambda: True)
     assert "32-true" in machine.check_processor(4, has_gpu=False).advice
     assert machine.check_processor(4, has_gpu=True).status == OK
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vit_gelu.data.module as data_module
-import vit_gelu.training.speed as speed
+import vit_gelu.training.peak as peak
 from vit_gelu.cli import session as sessions
 
 
@@ -18,7 +18,7 @@ from vit_gelu.cli import session as sessions
 def session(monkeypatch):
     # The session replaces them for good, in a process of its own.
     monkeypatch.setattr(data_module, "load_source", data_module.load_source)
-    monkeypatch.setattr(speed, "matmul_peak", lambda device, dtype: random.random())
+    monkeypatch.setattr(peak, "matmul_peak", lambda device, dtype: random.random())
     yield sessions.Session()
     gc.unfreeze()
 
@@ -89,8 +89,8 @@ def test_data_and_peak_are_had_once(session):
     assert data_module.load_source("digits", None, val_fraction=0.1, download=False) is one
     assert len(other.val) == 2 * len(one.val)
     cpu = torch.device("cpu")
-    assert speed.matmul_peak(cpu, torch.float32) == speed.matmul_peak(cpu, torch.float32)
-    assert speed.matmul_peak(cpu, torch.float32) != speed.matmul_peak(cpu, torch.bfloat16)
+    assert peak.matmul_peak(cpu, torch.float32) == peak.matmul_peak(cpu, torch.float32)
+    assert peak.matmul_peak(cpu, torch.float32) != peak.matmul_peak(cpu, torch.bfloat16)
 
 
 def test_a_setting_that_did_not_change_is_not_set(session, monkeypatch):

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as F
 
 from vit_gelu.data.augment import Draw
 from vit_gelu.data.geometry import AlternatingFlip, Flip, RandomCrop
+from vit_gelu.data.mixing import Mixing
 from vit_gelu.data.policies import OPERATIONS, PRESETS, build_policy, parse_operation
 
 N = 48
@@ -219,3 +222,32 @@ def test_nothing_waits_for_the_device(name):
     images = torch.empty(64, 3, 32, 32, dtype=torch.uint8, device="meta")
     out = build_policy(name)(images, torch.arange(64), seed=0, epoch=0)
     assert (out.shape, out.dtype, out.device) == (images.shape, images.dtype, images.device)
+
+
+class No64(TorchDispatchMode):
+    """The meta device has no float64, as Apple's GPUs have none."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            assert not (isinstance(t, torch.Tensor) and t.is_meta and t.dtype == torch.float64), function
+        return result
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *OPERATIONS, "erase(fill=noise, p=1)"])
+def test_a_device_without_float64_needs_none(name, monkeypatch):
+    monkeypatch.setattr("vit_gelu.data.augment.has_float64", lambda device: device.type != "meta")
+    images = torch.empty(16, 3, 32, 32, dtype=torch.uint8, device="meta")
+    with No64():
+        out = build_policy(name)(images, torch.arange(16), seed=0, epoch=0)
+    assert (out.shape, out.device) == (images.shape, images.device)
+
+
+def test_mixing_needs_no_float64_on_the_device():
+    images, labels = (
+        torch.empty(16, 3, 32, 32, device="meta"),
+        torch.empty(16, dtype=torch.int64, device="meta"),
+    )
+    with No64():
+        mixed, targets = Mixing(10, 0.8, 1.0)(images, labels, torch.arange(16), seed=0, epoch=0)
+    assert mixed.device == targets.device == images.device

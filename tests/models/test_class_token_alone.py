@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.models.checkpoints import images, scrambled
 from vit_gelu.models import VisionTransformer
-from vit_gelu.training.speed import flops_of
+from vit_gelu.training.flops import flops_of
 
 TINY = {"image_size": 16, "patch_size": 4, "num_classes": 7, "embed_dim": 24, "depth": 3, "num_heads": 3}
 

@@ -151,3 +151,11 @@ def test_a_logger_of_ones_own_gets_every_row(tmp_path):
     ours = metrics(tmp_path / "run")
     assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in ours]
     assert len(rows) > 3
+
+
+def test_double_precision_needs_a_device_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_gelu.training.run.has_float64", lambda device: False)
+    with pytest.raises(
+        ValueError, match=r"--trainer\.precision 64-true: this device has no float64; take 32-true"
+    ):
+        train(tmp_path / "run", trainer__precision="64-true")

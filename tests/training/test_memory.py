@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vit_gelu.training import memory
 
 MIB = 2**20
+CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(
@@ -17,13 +19,13 @@ MIB = 2**20
 )
 def test_an_earlier_peak_is_forgotten():
     big = np.ones(300 * MIB, np.uint8)
-    before = memory.peak_memory()
+    before = memory.peak_memory(CPU)
     del big
-    memory.restart_peak_memory()
-    after = memory.peak_memory()
+    memory.restart_peak_memory(CPU)
+    after = memory.peak_memory(CPU)
     assert before - after > 200 * MIB
     small = np.ones(100 * MIB, np.uint8)
-    assert memory.peak_memory() - after > 50 * MIB
+    assert memory.peak_memory(CPU) - after > 50 * MIB
     del small
 
 
@@ -31,10 +33,26 @@ def test_where_it_cannot_be_lowered_only_the_first_training_has_one(monkeypatch)
     monkeypatch.setattr(memory, "_first", True)
     monkeypatch.setattr(memory, "_known", True)
     monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(PermissionError()))
-    memory.restart_peak_memory()
-    assert memory.peak_memory() > 10 * MIB
-    memory.restart_peak_memory()
-    assert memory.peak_memory() is None
+    memory.restart_peak_memory(CPU)
+    assert memory.peak_memory(CPU) > 10 * MIB
+    memory.restart_peak_memory(CPU)
+    assert memory.peak_memory(CPU) is None
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_a_system_without_proc_tells_kibibytes_and_apples_bytes(monkeypatch, system, unit):
+    monkeypatch.setattr(memory, "_known", True)
+    monkeypatch.setattr(memory.sys, "platform", system)
+    monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    told = memory.resource.getrusage(memory.resource.RUSAGE_SELF).ru_maxrss
+    assert told * unit <= memory.peak_memory(CPU) <= (told + 10_000) * unit
+
+
+def test_without_a_module_for_it_the_peak_is_unknown(monkeypatch):
+    monkeypatch.setattr(memory, "_known", True)
+    monkeypatch.setattr(memory, "resource", None)
+    monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    assert memory.peak_memory(CPU) is None
 
 
 COUNT_FAULTS = """

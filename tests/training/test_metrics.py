@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
-from vit_gelu.training.metrics import ExactScore
+from vit_gelu.training.metrics import ExactScore, sum_dtype
 
 
 @pytest.mark.parametrize(("classes", "sizes"), [(10, [4, 4, 3]), (7, [1, 10]), (100, [64, 64, 0, 5])])
@@ -55,3 +55,20 @@ def test_reset_starts_anew():
     metric.reset()
     metric.update(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([0, 0, 1]))
     assert (metric.compute().correct, metric.compute().n) == (1, 3)
+
+
+def test_a_device_without_float64_sums_in_float32():
+    """Moved as Lightning moves it; the meta device stands for the other one."""
+    assert sum_dtype(torch.device("cpu")) == sum_dtype(torch.device("cuda")) == torch.float64
+    dtype = sum_dtype(torch.device("mps"))
+    generator = torch.Generator().manual_seed(0)
+    one, other = ExactScore(10), ExactScore(10, dtype)
+    for _ in range(200):
+        batch = torch.randn(50, 10, generator=generator), torch.randint(10, (50,), generator=generator)
+        one.update(*batch)
+        other.update(*batch)
+    assert other.compute()[:2] == one.compute()[:2]
+    assert other.compute().loss == pytest.approx(one.compute().loss, rel=1e-6)
+    moved = ExactScore(10, dtype).to("meta")
+    moved.update(torch.zeros(4, 10, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta"))
+    assert {t.dtype for t in moved.metric_state.values()} == {torch.int64, torch.float32}

@@ -80,7 +80,7 @@ def measure(runs: list[Run], slots: list[Slot]) -> Estimate:
                     raise UsageError(
                         f"arm {first.arm.label!r}: {ended.reason or 'some steps could not be trained'}"
                     )
-                records.append(json.loads(path.read_text()))
+                records.append(json.loads(path.read_text(encoding="utf-8")))
         except WorkerDied as error:
             raise UsageError(f"arm {first.arm.label!r}: {error}") from None
         finally:

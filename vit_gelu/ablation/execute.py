@@ -131,7 +131,8 @@ class Ablation:
             self.signum = self.signum or number
             self.executor.interrupt()
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        hang_up = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on Windows
+        numbers = (signal.SIGINT, signal.SIGTERM, *hang_up)
         before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield

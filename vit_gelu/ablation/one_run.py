@@ -124,6 +124,10 @@ def _die_with_parent() -> None:
 
 def last_line(log: Path) -> str:
     """What went wrong, from the end of a log: its last error message, else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-200:] if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+        if line.strip()
+    ]
     marked = [line.split("error: ", 1)[1] for line in lines if line.startswith("vit-gelu train: error: ")]
     return (marked or lines or [""])[-1][:300]

@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def local_slots(accelerator: str, devices_per_run: int, jobs_per_device: int) -> list[Slot]:
-    """The slots of this machine: every visible GPU, else the processor.
+    """The slots of this machine: every visible GPU, else the processor, with Apple's GPU where it has one.
 
     Args:
         accelerator: ``trainer.accelerator`` of the runs.
@@ -64,5 +64,6 @@ def local_slots(accelerator: str, devices_per_run: int, jobs_per_device: int) ->
     else:
         threads = max(1, cores() // jobs_per_device)
         divided = {"OMP_NUM_THREADS": str(threads)} if jobs_per_device > 1 else {}
-        slots.append(Slot("CPU", divided | shared))
+        apple = accelerator != "cpu" and torch.backends.mps.is_available()
+        slots.append(Slot("MPS" if apple else "CPU", divided | shared))
     return [slot for _ in range(jobs_per_device) for slot in slots]

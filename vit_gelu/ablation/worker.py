@@ -21,8 +21,8 @@ from vit_gelu.ablation.one_run import STOPPED, Child, Ended, carry_out
 
 def main(mode: str) -> None:
     """Serve until told to stop, or until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    requests = os.fdopen(os.dup(0), "r")
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     # What a run or a library prints must reach neither the protocol nor the terminal.
     os.dup2(2, 1)
     with open(os.devnull) as nothing:

@@ -44,6 +44,7 @@ class WorkerProcess:
                 stderr=file,
                 env={**os.environ, **environment},
                 text=True,
+                encoding="utf-8",
                 # A Ctrl-C of the terminal is for the ablation, which then tells its workers.
                 start_new_session=True,
             )

@@ -10,7 +10,7 @@ from vit_gelu.bench.devices import DeviceClock
 from vit_gelu.bench.options import Options
 from vit_gelu.bench.statistics import paired_ratio, spread
 from vit_gelu.bench.timing import Competitor, calibrate, interleave
-from vit_gelu.training.speed import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity
 
 FEWEST_ROUNDS = 2
 

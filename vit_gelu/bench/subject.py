@@ -19,8 +19,8 @@ from vit_gelu.models import VisionTransformer, build_vit
 from vit_gelu.models.attention_choice import choose_attention
 from vit_gelu.training.attention import shapes
 from vit_gelu.training.compilation import compile_options
+from vit_gelu.training.flops import count_flops
 from vit_gelu.training.optim import build_optimizer
-from vit_gelu.training.speed import count_flops
 from vit_gelu.training.step_graph import can_be_recorded, record_on_gpu
 
 PASSES = ("train", "inference")

@@ -21,7 +21,7 @@ from vit_gelu.bench.options import DTYPES, Options
 from vit_gelu.bench.subject import PASSES, Subject, Workload, synthetic_batch
 from vit_gelu.bench.timing import Competitor
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.training.speed import device_peak
+from vit_gelu.training.peak import device_peak
 
 
 def measure(work: Workload, dtype: str, mode: str, options: Options, peak: float, say: Say) -> Comparison:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vit_gelu.cli.encoding import print_in_any_encoding
 from vit_gelu.cli.errors import INTERRUPTED, UsageError, guarded
 from vit_gelu.suggest import unknown
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for a mistake of the user, else the command's own status if it is not 0.
         KeyboardInterrupt: the command was stopped by SIGINT, and has said so.
     """
+    print_in_any_encoding()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
         # An activation of the user's own lies beside them; an installed command does not look there by itself.

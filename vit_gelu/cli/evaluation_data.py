@@ -33,7 +33,7 @@ def run_config(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.resolve().parent.name != "checkpoints" or not file.is_file():
         return {}
     try:
-        config = yaml.safe_load(file.read_text())
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
     return config if isinstance(config, dict) else {}

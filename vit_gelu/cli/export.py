@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     except ExportFailed as error:
         print(f"vit-gelu export: failed: {error}; nothing was kept", file=sys.stderr)
         return FAILED
-    record = json.loads((out / MARKER).read_text())
+    record = json.loads((out / MARKER).read_text(encoding="utf-8"))
     if options.json:
         print(json.dumps(record, indent=1, allow_nan=False))
         return 0

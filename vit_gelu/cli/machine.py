@@ -59,14 +59,14 @@ def check_processor(threads: int | None, has_gpu: bool) -> Finding:
     cores = usable_cores()
     bf16 = bfloat16_instructions()
     found = f"{cores} cores" + (f", torch uses {threads} threads" if threads else "")
-    found += f", bfloat16 in hardware: {bf16 or 'no'}"
+    found += f", bfloat16 in hardware: {bf16 or ('no' if lacks_bfloat16() else 'not known')}"
     if threads is not None and threads > cores:
         return Finding(
             "processor", WARNING, found, f"more threads than cores: export OMP_NUM_THREADS={cores}"
         )
     if threads == 1 and cores > 2 and not has_gpu:
         return Finding("processor", WARNING, found, f"use them all: export OMP_NUM_THREADS={cores}")
-    if bf16 is None and not has_gpu:
+    if lacks_bfloat16() and not has_gpu:
         return Finding(
             "processor", WARNING, found, "train with --trainer.precision 32-true on this processor"
         )

@@ -290,7 +290,9 @@ class TrainCLI(LightningCLI):
         if not is_main_process():
             return
         partial = self.folder / "config.yaml.partial"
-        partial.write_text(yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
+        partial.write_text(
+            yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
         os.replace(partial, self.folder / "config.yaml")
 
     def leave_folder(self) -> None:

@@ -39,7 +39,7 @@ def own_metadata() -> tuple[str, list[str]]:
     """
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():
-        table: dict[str, Any] = tomllib.loads(project.read_text()).get("project", {})
+        table: dict[str, Any] = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
         if table.get("name") == NAME:
             return table["requires-python"], table["dependencies"]
     return metadata.metadata(NAME)["Requires-Python"], metadata.requires(NAME) or []

@@ -71,7 +71,7 @@ def newest_like(runs: Path, resolved: dict[str, Any]) -> Path:
     wanted, seed = config_hash(without_choice(resolved)), resolved["seed_everything"]
     found = []
     for file in runs.glob("*/config.yaml"):
-        other = yaml.safe_load(file.read_text())
+        other = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(other, dict) or other.get("seed_everything") != seed:
             continue
         if config_hash(without_choice(other)) == wanted:

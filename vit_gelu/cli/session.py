@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import vit_gelu.data.module as data_module
-import vit_gelu.training.speed as speed
+import vit_gelu.training.peak as peak
 from vit_gelu.cli import train
 from vit_gelu.cli.errors import USAGE
 
@@ -47,7 +47,7 @@ class Session:
 
     def __init__(self) -> None:
         data_module.load_source = _kept(data_module.load_source)
-        speed.matmul_peak = functools.lru_cache(maxsize=None)(speed.matmul_peak)
+        peak.matmul_peak = functools.lru_cache(maxsize=None)(peak.matmul_peak)
         # Hundreds of thousands of objects of imported modules, which each collection would walk through in vain.
         gc.collect()
         gc.freeze()

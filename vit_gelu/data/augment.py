@@ -2,8 +2,8 @@
 
 What happens to a sample is a pure function of (seed, epoch, the sample's index): every number comes from
 ``randomness.uniform``, so a sample is augmented alike in any batch, order, process or device. Rows and columns
-that move are drawn on the device of the images; other numbers per sample on the CPU, where the indices are, from
-where they follow the images. Nothing waits for the device.
+that move are drawn on the device of the images, if it has float64; other numbers per sample on the CPU, where the
+indices are, from where they follow the images. Nothing waits for the device.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vit_gelu.data.transfer import send
-from vit_gelu.randomness import key, uniform
+from vit_gelu.randomness import has_float64, key, uniform
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ class Draw:
         return dataclasses.replace(self, indices=self.indices[rows])
 
     def to(self, device: torch.device) -> "Draw":
-        """The same numbers, drawn on that device."""
-        return dataclasses.replace(self, indices=send(self.indices, device))
+        """The same numbers, drawn on that device if it has float64."""
+        return dataclasses.replace(self, indices=where_drawn(self.indices, device))
+
+
+def where_drawn(indices: Tensor, device: torch.device) -> Tensor:
+    """The indices on the device, or on the CPU where the device has no float64."""
+    return send(indices, device) if has_float64(device) else indices
 
 
 def whole_number(u: Tensor, choices: int | Tensor) -> Tensor:
@@ -229,7 +234,7 @@ class Policy:
             if not isinstance(first, Remap):
                 images = first(images, Draw(seed, epoch, label, indices))
                 continue
-            there = send(indices, images.device)
+            there = where_drawn(indices, images.device)
             maps = [op.maps(Draw(seed, epoch, label, there), *images.shape[2:]) for op, label in stage]
             rows, columns = (functools.reduce(compose, each) for each in zip(*maps, strict=True))
             images = remap(images, rows, columns, fill=first.outside)

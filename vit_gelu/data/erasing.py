@@ -64,7 +64,7 @@ class Erase(Operation):
                 # So many numbers are drawn where the images are.
                 there = draw.select(rows).to(images.device)
                 levels = whole_number(there.uniform(chosen[0].numel(), "noise"), 256)
-                paint = levels.to(torch.uint8).view(chosen.shape)
+                paint = send(levels.to(torch.uint8), images.device).view(chosen.shape)
             else:
                 paint = fill_colour(chosen, self.fill).to(torch.uint8)
             return torch.where(inside_y & inside_x, paint, chosen)

@@ -36,7 +36,7 @@ def read_state_dict(folder: Path, weights: str = WEIGHTS) -> torch.nn.Module:
         folder: with ``network.json``.
         weights: which of the two files.
     """
-    config = json.loads((folder / NETWORK).read_text())["network"]
+    config = json.loads((folder / NETWORK).read_text(encoding="utf-8"))["network"]
     net = build_network(config)
     if weights == PICKLED:
         state = torch.load(folder / weights, map_location="cpu", weights_only=True)

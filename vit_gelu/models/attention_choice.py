@@ -174,7 +174,7 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
 def read_choice(file: Path, content: dict[str, object]) -> Choice | None:
     """The choice in a file; None if there is none, or it is broken, or made for something else."""
     try:
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["for"] != content or kept["kernel"] not in KERNELS:
             return None
         return Choice(kept["kernel"], {str(k): float(v) for k, v in kept["measured_ms"].items()})
@@ -184,7 +184,7 @@ def read_choice(file: Path, content: dict[str, object]) -> Choice | None:
 
 def _write(file: Path, content: dict[str, object], choice: Choice) -> None:
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
+    partial.write_text(json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
 
 

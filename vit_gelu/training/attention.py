@@ -240,5 +240,5 @@ class AttentionNote(Callback):
         if used is None or not trainer.is_global_zero:
             return
         if self.config.is_file():
-            config = with_choice(yaml.safe_load(self.config.read_text()), used)
+            config = with_choice(yaml.safe_load(self.config.read_text(encoding="utf-8")), used)
             write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

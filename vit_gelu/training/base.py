@@ -16,6 +16,7 @@ from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA, is_amid_a_step
 from vit_gelu.training.compilation import AUTOTUNE, check_autotuning, check_cuda_graphs
+from vit_gelu.training.flops import count_flops
 from vit_gelu.training.hooks import spare_the_question
 from vit_gelu.training.layer_decay import check_layer_decay, layer_scales
 from vit_gelu.training.metrics import MaskedScore, Score
@@ -26,7 +27,6 @@ from vit_gelu.training.optim import (
     resolve_optimizer,
     warmup_length,
 )
-from vit_gelu.training.speed import count_flops
 from vit_gelu.training.step_graph import StepGraph, reason_against
 
 YOUNGER = {"mlp_memory": "fast", "residual_precision": "full"}

@@ -110,6 +110,8 @@ def compile_options(device_type: str, *, cuda_graphs: bool = False, autotune: bo
     if device_type == "cpu":
         assert not autotune, "check_autotuning was not asked"
         return cpu_options()
+    if device_type != "cuda":
+        return {}
     from torch._inductor import list_mode_options
 
     from vit_gelu.training.casts import GroupedCasts

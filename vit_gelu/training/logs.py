@@ -78,7 +78,7 @@ class MetricsFile(Logger):
             self._rewrite(old_rows)
         if not self.path.exists():
             self._rewrite([])
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
         self.rows += 1
 
@@ -86,7 +86,7 @@ class MetricsFile(Logger):
         """All rows as text; empty when there is no file."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     @rank_zero_only
@@ -111,13 +111,13 @@ class MetricsFile(Logger):
     def sync(self) -> None:
         """Have the rows on the disk before a checkpoint counts them, should the power fail."""
         if self.path.exists():
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 os.fsync(file.fileno())
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
+        with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -15,8 +15,8 @@ from vit_gelu.randomness import key
 from vit_gelu.training.attention import agree, shapes
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.compilation import compile_network
-from vit_gelu.training.metrics import ExactLoss
-from vit_gelu.training.speed import flops_of
+from vit_gelu.training.flops import flops_of
+from vit_gelu.training.metrics import ExactLoss, sum_dtype
 
 # Of validation: one mask per image, whatever the run, so that losses compare over epochs and runs.
 VALIDATION_MASKS = key(0, "noise", "validation masks")
@@ -219,7 +219,7 @@ class MaskedModule(RunModule):
                 **self.network_options,
             )
             self.decoder = MaskedDecoder(net, **self.decoder_options, init=self.init, seed=self.seed)
-            self.score = ExactLoss()
+            self.score = ExactLoss(sum_dtype(self.trainer.strategy.root_device))
         visible = visible_count(net.patch_embed.num_patches, self.mask_ratio)
         # In a tuple: as a module of ours, every weight would be in the checkpoint twice.
         self._held = (MaskedAutoencoder(net, self.decoder, norm_pixels=self.norm_pixels),)

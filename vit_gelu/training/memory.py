@@ -1,10 +1,16 @@
-"""Memory of a training on the CPU: kept between steps, and its peak where one process trains several times."""
+"""Memory of a training: kept between steps on the CPU, and its peak where one process trains several times."""
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # Whether no training of this process has begun yet, and whether the mark is that of the present one alone.
 _first = True
@@ -37,13 +43,17 @@ def _of_c_library(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
-def restart_peak_memory() -> None:
-    """Let the process's peak count from now, as ``torch.cuda.reset_peak_memory_stats`` does on a GPU.
+def restart_peak_memory(device: torch.device) -> None:
+    """Let the peak count from now: on a GPU of CUDA what torch allocates there, on the CPU the process's memory.
 
     Linux lowers the mark on request. Where it cannot be lowered, the first training of a process has a peak and
     later ones have none: theirs would be the largest of all trainings so far.
     """
     global _first, _known
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if device.type != "cpu":
+        return
     _give_back()  # what earlier trainings left is not this one's
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -53,9 +63,11 @@ def restart_peak_memory() -> None:
     _first = False
 
 
-def peak_memory() -> int | None:
-    """Largest resident memory of the process in bytes since ``restart_peak_memory``; None where unknown."""
-    if not _known:
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use since ``restart_peak_memory``, as it counts them; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or not _known:
         return None
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -63,4 +75,7 @@ def peak_memory() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kibibytes elsewhere

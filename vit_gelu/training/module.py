@@ -19,7 +19,7 @@ from vit_gelu.training.checkpoints import AveragedWeights
 from vit_gelu.training.compilation import compile_network
 from vit_gelu.training.freeze import about_frozen
 from vit_gelu.training.freeze import freeze as freeze_parts
-from vit_gelu.training.metrics import ExactScore
+from vit_gelu.training.metrics import ExactScore, sum_dtype
 from vit_gelu.training.start import Beginning
 from vit_gelu.training.timm_start import TIMMS_OWN, check_timm_options, is_timm, timm_images
 
@@ -330,7 +330,7 @@ class ClassificationModule(RunModule):
         )
         if self.trainer.is_global_zero:
             print(*self.beginning.lines, sep="\n", end="\n" if self.beginning.lines else "", flush=True)
-        self.score = ExactScore(data.num_classes)
+        self.score = ExactScore(data.num_classes, sum_dtype(self.trainer.strategy.root_device))
         if isinstance(net, VisionTransformer) and self.whiten_patches:
             whiten_patches(net, data.sample_images(WHITENING_IMAGES), seed=self.seed)
         return net

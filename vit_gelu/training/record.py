@@ -1,9 +1,11 @@
 """The run folder and its ``record.json``: the only thing that ablations and reports read."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +30,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a file beside it, synced, then renamed."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -45,7 +47,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         schema = record["schema"]
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a record of a run ({error})") from None
@@ -83,7 +85,13 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        return platform.processor()
+        pass
+    if sys.platform == "darwin":  # platform.processor() says "arm"
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
     return platform.processor() or platform.machine()
 
 

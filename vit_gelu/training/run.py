@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from vit_gelu.randomness import has_float64
 from vit_gelu.training.attention import AttentionNote, with_choice
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.checkpoint import CARD, read_checkpoint
@@ -131,6 +132,7 @@ def _train(
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     _check_company(trainer)
+    _check_float64(trainer)
     data.seed = module.seed
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if "test" in module.splits:
@@ -239,6 +241,13 @@ def _check_company(trainer: pl.Trainer) -> None:
                 f"--trainer.callbacks {type(callback).__name__}: other weights would be tested than are saved; "
                 "for an average of the weights: --model.ema_decay"
             )
+
+
+def _check_float64(trainer: pl.Trainer) -> None:
+    if str(trainer.precision) == "64-true" and not has_float64(trainer.strategy.root_device):
+        raise ValueError(
+            "--trainer.precision 64-true: this device has no float64; take 32-true, or --trainer.accelerator cpu"
+        )
 
 
 def _best(module: RunModule, checkpoints: Checkpoints) -> dict[str, Any] | None:

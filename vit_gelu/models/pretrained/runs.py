@@ -86,7 +86,7 @@ def _val_fraction(file: Path) -> float | None:
     """Share of the training images that the run of a checkpoint kept for validation; None where nothing says it."""
     config = file.resolve().parent.parent / "config.yaml"
     try:
-        return float(yaml.safe_load(config.read_text())["data"]["val_fraction"])
+        return float(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val_fraction"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
 

@@ -89,7 +89,7 @@ def parse_config(path: Path, source: str) -> tuple[str, dict[str, Any], dict[str
         ValueError: not JSON, or not timm's.
     """
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{OPTION} {source}: {path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
