@@ -117,7 +117,7 @@ def test_what_is_saved_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="not saved: No space left") as refused:
+        with pytest.raises(OSError, match="not written: No space left") as refused:
             train(tmp_path / "run", saving, trainer__max_epochs=2)
     assert refused.value.filename == str(last)
     assert [p.name for p in last.parent.iterdir()] == ["last.ckpt"]

@@ -17,6 +17,7 @@ from vit_gelu.ablation.page import to_html
 from vit_gelu.ablation.plots import FIGURES, draw_all
 from vit_gelu.ablation.tables import write_results
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.whole_file import write_text
 
 SCHEMA = 1
 GENERATOR = "vit-gelu report"
@@ -86,9 +87,9 @@ def write_report(analysis: Analysis, costs: Costs, out: Path, command: str = "")
         (partial / FIGURE_FOLDER).mkdir()
         pictures = draw_all(analysis, costs, partial / FIGURE_FOLDER)
         document = compose(analysis, costs, pictures)
-        (partial / PAGE).write_text(to_html(document), encoding="utf-8")
-        (partial / MARKDOWN).write_text(to_markdown(document, FIGURE_FOLDER), encoding="utf-8")
-        (partial / LATEX).write_text(to_latex(document), encoding="utf-8")
+        write_text(partial / PAGE, to_html(document))
+        write_text(partial / MARKDOWN, to_markdown(document, FIGURE_FOLDER))
+        write_text(partial / LATEX, to_latex(document))
         write_results(partial / RESULTS, analysis)
         made = {f: [_digest(partial / f)] for f in FILES if (partial / f).exists()}
         record = summary(analysis, costs, document) | {"command": command}
@@ -150,9 +151,7 @@ def _digest(path: Path) -> str:
 
 
 def _write_manifest(out: Path, record: dict[str, Any], files: dict[str, list[str]]) -> None:
-    partial = out / f".{MANIFEST}.partial"
     text = json.dumps(
         record | {"files": dict(sorted(files.items()))}, indent=1, allow_nan=False, ensure_ascii=False
     )
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, out / MANIFEST)
+    write_text(out / MANIFEST, text + "\n")

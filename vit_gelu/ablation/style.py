@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vit_gelu.whole_file import whole_file, write_text
+
 # Written as such into files; on the page they become the reader's own text, line and shade colours.
 INK, LINE, SHADE = "#1c2024", "#d4d9df", "#e9edf2"
 THEMED = {INK: "currentColor", LINE: "var(--line)", SHADE: "var(--shade)"}
@@ -86,14 +88,13 @@ def save(figure: Figure, path: Path) -> str:
     with mpl.rc_context(SETTINGS):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not at each format anew
-        figure.savefig(
-            path.with_suffix(".png"), dpi=160, facecolor="white", metadata={"Software": "vit_gelu"}
-        )
+        with whole_file(path.with_suffix(".png"), "wb") as file:
+            figure.savefig(file, format="png", dpi=160, facecolor="white", metadata={"Software": "vit_gelu"})
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": "vit_gelu"})
     text = buffer.getvalue()
     white = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
-    path.with_suffix(".svg").write_text(white, encoding="utf-8")
+    write_text(path.with_suffix(".svg"), white)
     return themed(text, path.name)
 
 

@@ -11,6 +11,7 @@ from vit_gelu.ablation.costs import Cost, Costs
 from vit_gelu.ablation.naming import chance, display, interval, number, probability
 from vit_gelu.ablation.records import look_up
 from vit_gelu.ablation.statistics import Interval
+from vit_gelu.whole_file import whole_file
 
 
 class Table(NamedTuple):
@@ -200,7 +201,7 @@ def write_results(path: Path, analysis: Analysis) -> None:
         rows.append(_csv_row(run.folder, "yes", "", run.arm, run.record))
     for x in analysis.experiment.left_out:
         rows.append(_csv_row(x.folder, "no", x.reason, "", x.record))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*CSV_COLUMNS, *(name.replace(".", "_") for name in CSV_FIELDS)])
         writer.writerows(rows)

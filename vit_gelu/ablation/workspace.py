@@ -10,6 +10,7 @@ import yaml
 from vit_gelu.ablation.plan import Arm, Plan, Run, Tune
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.run_record import read_record, write_json
+from vit_gelu.whole_file import write_text
 
 SCHEMA = 1
 PLAN = "plan.yaml"
@@ -41,12 +42,7 @@ class State:
 def write_yaml(path: Path, content: Any) -> None:
     """Write YAML whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def plan_as_plain(plan: Plan) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The picture: one panel per comparison, fastest first, the numbers beside the marks."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vit_gelu.bench.comparison import Comparison
 from vit_gelu.bench.results import PICTURES
+from vit_gelu.whole_file import whole_file
 
 FORWARD, BACKWARD, MARK, BASE = "#4c78a8", "#9ecae1", "#222222", "#e45756"
 ROW = 0.21  # inches
@@ -176,6 +176,5 @@ def save_pictures(
     with rc_context({"svg.fonttype": "none"}):
         figure = bench_figure(comparisons, record, baseline)
         for name in PICTURES:
-            partial = folder / f"{name}.partial"
-            figure.savefig(partial, format=name.rpartition(".")[2])
-            os.replace(partial, folder / name)
+            with whole_file(folder / name, "wb") as file:
+                figure.savefig(file, format=name.rpartition(".")[2])

@@ -14,6 +14,7 @@ import torch
 from vit_gelu.bench.comparison import Comparison, flattened, summed_up, title
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.training.record import now, processor_name, software_and_device, write_json
+from vit_gelu.whole_file import whole_file
 
 RECORD, TABLE, ROUNDS, PICTURES = "bench.json", "bench.csv", "rounds.csv", ("bench.png", "bench.svg")
 FILES = (RECORD, TABLE, ROUNDS, *PICTURES)
@@ -151,9 +152,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)

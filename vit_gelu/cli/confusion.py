@@ -1,7 +1,7 @@
 """A confusion matrix as a picture, readable with ten classes and with a hundred."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -88,7 +88,9 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], share: NDArray[np.fl
         )
 
 
-def save_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
-    """Write the picture as PNG; see ``confusion_figure``."""
+def save_confusion(
+    file: IO[bytes], confusion: NDArray[np.int64], class_names: Sequence[str], title: str
+) -> None:
+    """Write the picture to an open file as PNG; see ``confusion_figure``."""
     figure = confusion_figure(confusion, class_names, title)
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+    figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)

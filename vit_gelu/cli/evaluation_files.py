@@ -1,7 +1,6 @@
 """What ``vit-gelu evaluate`` leaves behind: two tables, a picture and a record."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from vit_gelu.cli.confusion import save_confusion
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.training.record import write_json
+from vit_gelu.whole_file import whole_file
 
 PER_CLASS, CONFUSION, PICTURE, RECORD = "per_class.csv", "confusion.csv", "confusion.png", "evaluation.json"
 FILES = (PER_CLASS, CONFUSION, PICTURE, RECORD)
@@ -87,14 +87,11 @@ def write_evaluation(
     counts = confusion.tolist()
     named = [[name, *row] for name, row in zip(class_names, counts, strict=True)]
     _write_csv(folder / CONFUSION, [["true \\ predicted", *class_names], *named])
-    partial = folder / f"{PICTURE}.partial"
-    save_confusion(partial, confusion.numpy(), class_names, title)
-    os.replace(partial, folder / PICTURE)
+    with whole_file(folder / PICTURE, "wb") as file:
+        save_confusion(file, confusion.numpy(), class_names, title)
     write_json(folder / RECORD, record)
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path, newline="") as file:
         csv.writer(file).writerows(rows)
-    os.replace(partial, path)

@@ -36,6 +36,7 @@ from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
 from vit_gelu.training.scratch import SCRATCH
 from vit_gelu.training.trackers import wandb_logger
+from vit_gelu.whole_file import write_text
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
@@ -289,11 +290,8 @@ class TrainCLI(LightningCLI):
         """``config.yaml``; of a run that goes on, once its checkpoint has agreed to the options."""
         if not is_main_process():
             return
-        partial = self.folder / "config.yaml.partial"
-        partial.write_text(
-            yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
-        os.replace(partial, self.folder / "config.yaml")
+        text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "config.yaml", text)
 
     def leave_folder(self) -> None:
         """Let others go on with the run."""

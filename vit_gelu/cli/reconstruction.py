@@ -1,6 +1,5 @@
 """What a masked autoencoder makes of a few validation images, as a picture."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vit_gelu.data.loader import EvalLoader
 from vit_gelu.training.masked import MaskedModule
+from vit_gelu.whole_file import whole_file
 
 SHOWN = 8
 GREY = 0.6  # of what is hidden
@@ -48,9 +48,8 @@ def save_reconstruction(path: Path, module: MaskedModule, data: Any) -> None:
     shown = torch.where(mask.cpu(), torch.tensor(GREY), pixels(batch.images))
     rows = [("original", pixels(batch.images)), ("shown", shown), ("drawn", pixels(drawn))]
     figure = reconstruction_figure([(name, row.numpy()) for name, row in rows], _title(module))
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="png")
 
 
 def _title(module: MaskedModule) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vit_gelu.export.trained import Exported, Trained
+from vit_gelu.whole_file import naming, whole_file
 
 ONNX_FILE, PT2_FILE = "model.onnx", "model.pt2"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -62,8 +63,11 @@ def trace(trained: Trained, *, preprocessing: bool) -> torch.export.ExportedProg
 def write_torch_export(trained: Trained, folder: Path, *, preprocessing: bool) -> dict[str, Any]:
     """Write ``model.pt2``; returns what to note about it."""
     program = trace(trained, preprocessing=preprocessing)
+    content = io.BytesIO()  # torch aborts the process where its file cannot be written
     with _quiet():
-        torch.export.save(program, folder / PT2_FILE)
+        torch.export.save(program, content)
+    with whole_file(folder / PT2_FILE, "wb") as file:
+        file.write(content.getbuffer())
     return {"torch": torch.__version__}
 
 
@@ -92,7 +96,8 @@ def write_onnx(trained: Trained, folder: Path, *, preprocessing: bool) -> dict[s
             verbose=False,
         )
         assert program is not None
-        program.save(str(folder / ONNX_FILE))
+        with naming(folder / ONNX_FILE):
+            program.save(str(folder / ONNX_FILE))
     model = onnx.load(str(folder / ONNX_FILE), load_external_data=False)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     onnx.checker.check_model(str(folder / ONNX_FILE))

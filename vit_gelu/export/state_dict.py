@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vit_gelu.export.trained import Trained
 from vit_gelu.models.build import build_network
+from vit_gelu.training.checkpoint_io import pickled
 from vit_gelu.training.record import write_json
+from vit_gelu.whole_file import whole_file
 
 WEIGHTS, PICKLED, NETWORK = "model.safetensors", "model.pth", "network.json"
 
@@ -22,8 +24,10 @@ def tensors_of(trained: Trained) -> dict[str, Tensor]:
 def write_state_dict(trained: Trained, folder: Path) -> None:
     """Write the three files."""
     state = tensors_of(trained)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    torch.save(state, folder / PICKLED)
+    with whole_file(folder / WEIGHTS, "wb") as file:
+        file.write(save(state, metadata={"format": "pt"}))
+    with whole_file(folder / PICKLED, "wb") as file:
+        file.write(pickled(state).getbuffer())
     data = trained.card["data"]
     kept = ("class_names", "mean", "std", "image_size", "in_channels")
     write_json(folder / NETWORK, {"network": trained.net.config, "data": {k: data[k] for k in kept}})

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vit_gelu.export.model_card import model_card
@@ -12,7 +12,8 @@ from vit_gelu.export.state_dict import tensors_of
 from vit_gelu.export.timm_form import TimmForm
 from vit_gelu.export.trained import Trained
 from vit_gelu.export.verification import ExportFailed
-from vit_gelu.training.record import write_json, write_text
+from vit_gelu.training.record import write_json
+from vit_gelu.whole_file import whole_file, write_text
 
 
 def config_of(trained: Trained, form: TimmForm) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def write_timm(trained: Trained, folder: Path, form: TimmForm) -> dict[str, Any]
     import timm
 
     # A position embedding that is fixed is a buffer here and a parameter there: of one name and shape.
-    save_file(tensors_of(trained), folder / "model.safetensors", metadata={"format": "pt"})
+    with whole_file(folder / "model.safetensors", "wb") as file:
+        file.write(save(tensors_of(trained), metadata={"format": "pt"}))
     write_json(folder / "config.json", config_of(trained, form))
     write_text(folder / "README.md", model_card(trained, form.architecture))
     return {"timm": timm.__version__, "architecture": form.architecture}

@@ -27,6 +27,7 @@ from vit_gelu.compile_cache import key_cache
 from vit_gelu.cpu_kernels.build import instructions
 from vit_gelu.models.attention import resolve_attention
 from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
+from vit_gelu.whole_file import write_text
 
 CANDIDATES = {
     "cpu": ("explicit", "matmul", "strided", "amx", "avx512", "flash"),
@@ -183,8 +184,8 @@ def read_choice(file: Path, content: dict[str, object]) -> Choice | None:
 
 
 def _write(file: Path, content: dict[str, object], choice: Choice) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n", encoding="utf-8")
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # processes may write the same choice at once
+    write_text(partial, json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
     os.replace(partial, file)
 
 

@@ -13,7 +13,7 @@ from vit_gelu.models import VisionTransformer
 from vit_gelu.models.attention_choice import Shape, choose_attention, usable
 from vit_gelu.models.attention_kernels import KERNELS
 from vit_gelu.models.options import ATTENTIONS, choice
-from vit_gelu.training.record import write_text
+from vit_gelu.whole_file import write_text
 
 PRECISIONS = {
     "64-true": torch.float64,

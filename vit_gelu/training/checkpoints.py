@@ -1,7 +1,6 @@
 """Saving: ``last.ckpt`` to go on from, ``best.ckpt`` by validation; and stopping on a signal without losing a step."""
 
 import math
-import os
 import shutil
 import signal
 import threading
@@ -17,9 +16,10 @@ from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from torch import Tensor
 
 from vit_gelu.models.anneal import finish_annealing
+from vit_gelu.training.checkpoint_io import WholeCheckpointIO, discard_partial_files
 from vit_gelu.training.logs import MetricsFile
 from vit_gelu.training.monitor import Monitor
-from vit_gelu.training.whole_file import WholeFile, discard_partial_files
+from vit_gelu.whole_file import whole_file
 
 
 class Interrupted(RuntimeError):
@@ -157,7 +157,7 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
-            trainer.strategy.checkpoint_io = WholeFile()
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     @property
     def last(self) -> Path:
@@ -233,9 +233,8 @@ class Checkpoints(Checkpoint):
         """Make ``last.ckpt`` the best as well: for a run that ended before its first validation."""
         self.best_merit, self.best_step = merit, step
         if copy and self.last.exists():
-            partial = self.best.with_name(f"{self.best.name}.partial")
-            shutil.copyfile(self.last, partial)
-            os.replace(partial, self.best)
+            with self.last.open("rb") as last, whole_file(self.best, "wb") as best:
+                shutil.copyfileobj(last, best)
 
     def save_last(self, trainer: Any) -> None:
         """Write ``last.ckpt``.

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from vit_gelu.whole_file import naming, whole_file
+
 COLUMNS = (
     "epoch",
     "step",
@@ -78,7 +80,7 @@ class MetricsFile(Logger):
             self._rewrite(old_rows)
         if not self.path.exists():
             self._rewrite([])
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
         self.rows += 1
 
@@ -116,9 +118,7 @@ class MetricsFile(Logger):
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".csv.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self.path, newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 
 from vit_gelu.models.linear import computed_by
 from vit_gelu.training.metrics import MaskedScore, Score
+from vit_gelu.whole_file import write_text
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -25,16 +25,6 @@ SCHEMA = 1
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a file beside it, synced, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

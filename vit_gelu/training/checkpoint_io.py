@@ -1,15 +1,16 @@
 """Checkpoint files that are there whole or not at all, on whatever disk."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from vit_gelu.whole_file import whole_file
 
-class WholeFile(TorchCheckpointIO):
+
+class WholeCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, and puts it in its place at the end.
 
     Lightning writes in the system's folder for temporary files and moves from there: to another disk, which a run
@@ -35,20 +36,15 @@ class WholeFile(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()  # torch's own writer makes a RuntimeError of a full disk
-        torch.save(checkpoint, content)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, f"not saved: {error.strerror}", str(path)) from None
-            raise
+        with whole_file(path, "wb") as file:
+            file.write(pickled(checkpoint).getbuffer())
+
+
+def pickled(content: Any) -> io.BytesIO:
+    """What ``torch.save`` writes: its own writer makes a RuntimeError of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer
 
 
 def discard_partial_files(folder: Path) -> None:
