@@ -19,9 +19,11 @@ def t_power(effect: float, n: int, alpha: float = 0.05) -> float:
     """
     critical = stats.t.isf(alpha / 2, n - 1)
     shift = abs(effect) * np.sqrt(n)
-    # The far tail is below rounding, and scipy's noncentral t gives NaN there.
-    far = stats.nct.cdf(-critical, n - 1, shift)
-    return float(stats.nct.sf(critical, n - 1, shift) + (far if np.isfinite(far) else 0.0))
+    with np.errstate(divide="ignore"):  # scipy before 1.14 warns of divisions, with the right result
+        # The far tail is below rounding, and scipy's noncentral t gives NaN there.
+        far = stats.nct.cdf(-critical, n - 1, shift)
+        near = stats.nct.sf(critical, n - 1, shift)
+    return float(near + (far if np.isfinite(far) else 0.0))
 
 
 def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = POWER) -> float:
