@@ -187,7 +187,7 @@ def _legend(figure: Figure, arms: Sequence[str], arm_looks: dict[str, Look], mar
 def trade_off(analysis: Analysis, costs: Costs) -> Drawn:
     """Accuracy against speed, with 95 % intervals both ways."""
     if not costs.speed:
-        return None, "Speed is missing: no run had its device to itself."
+        return None, "Speed is missing: no run is known to have had its device to itself."
     metric = analysis.metric
     figure = new_figure(5.2, 3.9)
     axes = figure.add_subplot()
@@ -221,7 +221,7 @@ def trade_off(analysis: Analysis, costs: Costs) -> Drawn:
 def cost_bars(analysis: Analysis, costs: Costs) -> Drawn:
     """Speed and memory side by side."""
     if not costs.speed and not costs.memory:
-        return None, "Speed and memory are missing: no run had its device to itself."
+        return None, "Speed and memory are missing: no run is known to have had its device to itself."
     arms = [s.arm for s in analysis.summaries if s.arm in costs.speed or s.arm in costs.memory]
     figure = new_figure(7.2, 1.2 + 0.36 * len(arms))
     left, right = figure.subplots(1, 2, sharey=True)

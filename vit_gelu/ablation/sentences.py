@@ -114,7 +114,7 @@ def _speed_clause(costs: Costs, arm: str) -> str:
 
 def _speed(analysis: Analysis, costs: Costs, inline: str | None) -> list[str]:
     if not costs.speed:
-        return ["Speed is not compared: no run had its device to itself."]
+        return ["Speed is not compared: no run is known to have had its device to itself."]
     rest = [
         c
         for s in analysis.summaries[1:]

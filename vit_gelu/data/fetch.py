@@ -106,7 +106,7 @@ class FileFetcher:
         for images in self._loader:
             if isinstance(images, Exception):
                 raise images
-            yield images.to(self._device, non_blocking=True)
+            yield images.to(self._device, non_blocking=self._device.type == "cuda")
 
 
 def build_fetcher(images: Images, device: torch.device, num_workers: int) -> ArrayFetcher | FileFetcher:

@@ -5,13 +5,14 @@ from torch import Tensor
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device; on a GPU the copy runs when its turn comes, and the CPU goes on at once.
+    """The values on the device; on a GPU of CUDA the copy runs when its turn comes, and the CPU goes on at once.
 
-    It goes through page-locked memory: from other memory the driver may wait for all work before it.
+    It goes through page-locked memory: from other memory the driver may wait for all work before it. Other
+    accelerators may copy what has been overwritten meanwhile (MPS: PyTorch issue 189690), and are waited for.
     """
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 class Fetch:
