@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,10 @@ def test_a_folder_takes_one_process_at_a_time(tmp_path, monkeypatch):
     leave(lock)
     train(out, "--ckpt_path", "last", **options)
     assert not (out / ".lock").exists()
+    with monkeypatch.context() as windows:
+        windows.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+        leave(occupy(out, ""))
+    leave(occupy(out, ""))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -1,5 +1,6 @@
 """One process at a time in a folder that it writes to; loads no torch."""
 
+import contextlib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,5 +34,8 @@ def occupy(folder: Path, otherwise: str) -> FileLock | None:
 def leave(lock: FileLock | None) -> None:
     """Let others in."""
     if lock is not None:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(
+            PermissionError
+        ):  # Windows keeps files that are open; one that stays locks nobody out
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
