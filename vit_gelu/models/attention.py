@@ -4,9 +4,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, beside_a_tile, few_queries, on_chip
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, few_queries, on_chip
 from vit_gelu.models.linear import Linear, linear, may_be_split
 from vit_gelu.models.options import ATTENTIONS, choice, must_divide, rate
+from vit_gelu.models.triton_shapes import beside_a_tile
 
 EXPLICIT_UP_TO = 256  # tokens; on a CPU the fused kernel's backward pass only pays off for longer sequences
 

@@ -26,7 +26,8 @@ from vit_gelu.activations.compiled import cpu_options
 from vit_gelu.compile_cache import key_cache
 from vit_gelu.cpu_kernels.build import instructions
 from vit_gelu.models.attention import resolve_attention
-from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT, fits_on_chip
+from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT
+from vit_gelu.models.triton_shapes import fits_on_chip
 from vit_gelu.whole_file import write_text
 
 CANDIDATES = {

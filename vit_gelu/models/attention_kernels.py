@@ -117,16 +117,6 @@ def _instructions() -> str | None:
     return instructions()
 
 
-def fits_on_chip(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether ``on_chip`` is for them: the scores of more tokens do not fit into the registers of one program."""
-    return tokens <= 128 and head_dim <= 128 and dtype in (torch.bfloat16, torch.float16)
-
-
-def beside_a_tile(tokens: int) -> bool:
-    """Whether ``on_chip`` computes the last token by itself: a tile of twice the size would be half empty."""
-    return tokens - 1 in (16, 32, 64)
-
-
 def on_chip(qkv: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
     """Each head's tokens at once, by Triton: half precision on a GPU, up to 128 tokens, without dropout.
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vit_gelu.models.attention_kernels import beside_a_tile, fits_on_chip
+from vit_gelu.models.triton_shapes import beside_a_tile, fits_on_chip
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
