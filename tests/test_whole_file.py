@@ -47,6 +47,8 @@ def test_an_error_names_the_file(tmp_path, monkeypatch, call):
         write_text(file, "text")
     assert refused.value.filename == str(file)
     assert os.listdir(tmp_path) == []
+    with pytest.raises(OSError, match="broken picture"), naming(file):
+        raise OSError("broken picture")
     with pytest.raises(FileNotFoundError) as refused, naming(file):
         file.open()
     assert refused.value.filename == str(file)

@@ -17,7 +17,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"not written: {error.strerror}", str(path)) from None
+        # A library's own error may have a message and no number.
+        raise OSError(error.errno, f"not written: {error.strerror or error}", str(path)) from None
 
 
 @contextlib.contextmanager

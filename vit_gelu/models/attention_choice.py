@@ -166,7 +166,7 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
             choice = read_choice(file, content)
             if choice is None:
                 choice = measure(shape, device)
-                _write(file, content, choice)
+                write_text(file, json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
     except OSError:
         return Choice(shape.default)
     _remembered[str(file)] = choice
@@ -182,12 +182,6 @@ def read_choice(file: Path, content: dict[str, object]) -> Choice | None:
         return Choice(kept["kernel"], {str(k): float(v) for k, v in kept["measured_ms"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _write(file: Path, content: dict[str, object], choice: Choice) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # processes may write the same choice at once
-    write_text(partial, json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
-    os.replace(partial, file)
 
 
 def usable(kernel: str, shape: Shape, device: torch.device) -> bool:
