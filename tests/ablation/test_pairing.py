@@ -1,6 +1,5 @@
 """What is compared with what: sound runs in, everything else left out by name."""
 
-import csv
 import json
 import shutil
 
@@ -11,7 +10,6 @@ from tests.ablation.helpers import experiment, record, write
 from tests.training.helpers import ROOT
 from vit_gelu.ablation.comparison import analyse
 from vit_gelu.ablation.costs import measure_costs
-from vit_gelu.ablation.curves import mean_curve
 from vit_gelu.ablation.metric import METRICS
 from vit_gelu.ablation.pairing import read_experiment
 from vit_gelu.ablation.statistics import t_interval
@@ -304,16 +302,3 @@ def test_a_run_that_timed_its_last_part_alone_has_no_speed_to_compare(tmp_path):
     assert [r.seed for r in costs.memory["gelu"].runs] == [0, 1]
     assert costs.speed["relu"].values == (1000,) * 4
     assert any("2 of 8 runs were stopped on their way" in note for note in costs.notes)
-
-
-def test_learning_curve_is_the_mean_of_the_runs(tmp_path):
-    runs = list(read_experiment([experiment(tmp_path, THREE)]).arms["gelu"].values())
-    curve = mean_curve(runs, "val_top1", 100)
-    assert curve.epochs == [1, 2]
-    assert curve.mean == pytest.approx([50.1, 60.1])
-    assert (curve.low[0], curve.high[0]) == pytest.approx(t_interval([50.0, 50.1, 50.2]))
-    assert curve.n == 3
-    with (runs[0].folder / "metrics.csv").open() as file:
-        expected = [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
-    assert mean_curve(runs[:1], "train_loss").mean == expected
-    assert mean_curve(runs, "nothing") is None

@@ -48,7 +48,15 @@ def failure(capsys, argv):
         ({"model__lr": "fast"}, ["--model.lr", "fast", "float"]),
         ({"model__label_smoothing": 1}, ["--model.label_smoothing", "1"]),
         ({"model__ema_decay": 1}, ["--model.ema_decay", "1"]),
-        ({"model__warmup_epochs": 3}, ["--model.warmup_epochs", "30 steps", "20"]),
+        ({"model__warmup_epochs": 3}, ["--model.warmup_epochs 3: must be <= --trainer.max_epochs 2"]),
+        (
+            {"model__warmup_epochs": 2, "trainer__max_steps": 15},
+            ["--model.warmup_epochs 2", "20 steps", "15"],
+        ),
+        (
+            {"model__warmup_steps": 16, "model__warmup_epochs": 0, "trainer__max_steps": 15},
+            ["<= --trainer.max_steps 15"],
+        ),
         ({"trainer__max_epochs": "abc"}, ["--trainer.max_epochs", "abc", "int"]),
         ({"trainer__precision": "bf17"}, ["--trainer.precision", "bf17", "bf16"]),
         ({"model__cuda_graphs": "maybe"}, ["--model.cuda_graphs", "maybe", "true, false, auto"]),

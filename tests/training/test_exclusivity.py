@@ -1,8 +1,20 @@
 """Who else used the device."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
-from vit_gelu.training.exclusivity import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity, seconds_of_trees, summed_up
+
+BURN = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+BY_A_CHILD = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", sys.argv[1]], stdin=0)
+input()"""
 
 
 def test_a_shared_device_is_admitted(monkeypatch):
@@ -12,3 +24,33 @@ def test_a_shared_device_is_admitted(monkeypatch):
     assert alone.check() is False
     monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: None))
     assert alone.check() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_the_work_of_our_workers_is_ours(monkeypatch):
+    """A worker, or a worker's worker, that is still there; and after it has gone."""
+    mine = Exclusivity(torch.device("cpu"))
+    before = seconds_of_trees([os.getpid()])
+    for command in ([sys.executable, "-c", BURN], [sys.executable, "-c", BY_A_CHILD, BURN]):
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        worker.stdout.readline()
+        there = seconds_of_trees([os.getpid()])
+        assert there - before > 0.45
+        assert seconds_of_trees([os.getpid(), worker.pid]) - there < 0.2  # counted once
+        assert 0.45 < seconds_of_trees([worker.pid]) < there - before + 0.05
+        worker.communicate(b"\n\n")
+        assert seconds_of_trees([os.getpid()]) >= there
+        assert seconds_of_trees([worker.pid]) == 0
+        before = seconds_of_trees([os.getpid()])
+    # What the machine did is what the workers did: nobody else was there.
+    monkeypatch.setattr(
+        Exclusivity, "_busy", staticmethod(lambda: mine.busy + seconds_of_trees([os.getpid()]) - mine.own)
+    )
+    assert mine.check() is True
+
+
+def test_one_verdict_of_many():
+    assert summed_up([True, None, False]) is False
+    assert summed_up([True, None]) is None
+    assert summed_up([True, True]) is True
+    assert summed_up([]) is None

@@ -167,7 +167,10 @@ def curves(analysis: Analysis, costs: Costs) -> Drawn:
         return None, "No metrics.csv lies beside the records."
     _legend(figure, [s.arm for s in analysis.summaries], arm_looks, marker=False)
     n = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    return figure, f"Mean of n = {n} runs; shaded, where n is above 1: 95 % interval of the mean."
+    return figure, (
+        f"Mean of n = {n} runs; shaded, where n is above 1: 95 % interval of the mean. Training loss: mean over the "
+        "steps since the point before."
+    )
 
 
 def _legend(figure: Figure, arms: Sequence[str], arm_looks: dict[str, Look], marker: bool) -> None:

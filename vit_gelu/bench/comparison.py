@@ -10,7 +10,7 @@ from vit_gelu.bench.devices import DeviceClock
 from vit_gelu.bench.options import Options
 from vit_gelu.bench.statistics import paired_ratio, spread
 from vit_gelu.bench.timing import Competitor, calibrate, interleave
-from vit_gelu.training.exclusivity import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity, summed_up
 
 FEWEST_ROUNDS = 2
 
@@ -107,13 +107,6 @@ class Referee:
     def alone(self) -> bool | None:
         """Whether the device was ours in all rounds so far."""
         return summed_up(self.exclusive)
-
-
-def summed_up(flags: Sequence[bool | None]) -> bool | None:
-    """False if any is False, else None if any is unknown or there is none, else True."""
-    if False in flags:
-        return False
-    return True if flags and None not in flags else None
 
 
 def figures(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from vit_gelu.bench.comparison import Comparison, flattened, summed_up, title
+from vit_gelu.bench.comparison import Comparison, flattened, title
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.training.exclusivity import summed_up
 from vit_gelu.training.record import now, processor_name, software_and_device, write_json
 from vit_gelu.whole_file import whole_file
 

@@ -1,26 +1,34 @@
 """Whether a device was used by others while it was timed."""
 
 import os
+import socket
 import subprocess
 import time
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 
 class Exclusivity:
     """Whether anything else used the device between construction and ``check``.
 
-    CPU: the machine's busy time (``/proc/stat``) against this process's own. GPU: processes that the driver
-    lists besides ours. ``None`` where the system does not tell.
+    CPU: the machine's busy time (``/proc/stat``) against that of our processes and of all that they started, such as
+    workers that decode images. GPU: processes that the driver lists besides ours. ``None`` where the system does not
+    tell.
 
     Args:
         device: the training device.
         shared: True when the caller knows that it shares the device (several runs at a time).
+        company: ids of this machine's processes that are ours, too: those of the same distributed run.
     """
 
-    def __init__(self, device: torch.device, shared: bool = False) -> None:
-        self.device, self.shared = device, shared
-        self.busy, self.own, self.start = self._busy(), self._own(), time.monotonic()
+    def __init__(self, device: torch.device, shared: bool = False, company: Collection[int] = ()) -> None:
+        self.device, self.shared, self.ours = device, shared, {os.getpid(), *company}
+        self.busy, self.start = self._busy(), time.monotonic()
+        self.own = None if self.busy is None else seconds_of_trees(self.ours)
 
     @staticmethod
     def _busy() -> float | None:
@@ -31,11 +39,6 @@ class Exclusivity:
             return None
         idle = fields[3] + fields[4]
         return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
-
-    @staticmethod
-    def _own() -> float:
-        t = os.times()
-        return t.user + t.system + t.children_user + t.children_system
 
     @staticmethod
     def _gpu_processes(device: torch.device) -> set[int] | None:
@@ -54,10 +57,61 @@ class Exclusivity:
             return False
         if self.device.type == "cuda":
             pids = self._gpu_processes(self.device)
-            return None if pids is None else len(pids - {os.getpid(), os.getppid()}) == 0
+            return None if pids is None else len(pids - self.ours - {os.getppid()}) == 0
         busy = self._busy()
-        if self.busy is None or busy is None:
+        if self.busy is None or self.own is None or busy is None:
             return None
-        others = (busy - self.busy) - (self._own() - self.own)
+        others = (busy - self.busy) - (seconds_of_trees(self.ours) - self.own)
         capacity = (time.monotonic() - self.start) * (os.cpu_count() or 1)
         return others < 0.05 * capacity
+
+
+def seconds_of_trees(roots: Collection[int]) -> float:
+    """Processor seconds of processes and of all their descendants, those that have ended and were waited for included.
+
+    Args:
+        roots: process ids; one that is another's descendant is not counted twice, one that is gone not at all.
+    """
+    seconds, children = {}, defaultdict(list)
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()  # the name before it may hold anything
+        except OSError:  # ended meanwhile
+            continue
+        pid, parent = int(file.parent.name), int(fields[1])
+        seconds[pid] = sum(int(x) for x in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+        children[parent].append(pid)
+    seen: set[int] = set()
+    ahead = list(roots)
+    while ahead:
+        pid = ahead.pop()
+        if pid not in seen:
+            seen.add(pid)
+            ahead += children[pid]
+    return sum(seconds.get(pid, 0.0) for pid in seen)
+
+
+def summed_up(verdicts: Sequence[bool | None]) -> bool | None:
+    """False if any is False, else None if any is unknown or there is none, else True."""
+    if False in verdicts:
+        return False
+    return True if verdicts and None not in verdicts else None
+
+
+def processes_here() -> set[int]:
+    """Ids of the processes of a distributed run on this machine; all of its processes must ask. Alone: this one's."""
+    mine = (socket.gethostname(), os.getpid())
+    if not (dist.is_available() and dist.is_initialized()):
+        return {mine[1]}
+    everyone: list[tuple[str, int]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {pid for host, pid in everyone if host == mine[0]}
+
+
+def verdict_of_all(verdict: bool | None) -> bool | None:
+    """One verdict over the processes of a distributed run, which must all ask: shared is what one of them shared."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return verdict
+    everyone: list[bool | None] = [verdict] * dist.get_world_size()
+    dist.all_gather_object(everyone, verdict)
+    return summed_up(everyone)

@@ -169,7 +169,9 @@ def _train(
         raise RuntimeError(
             "--model.compile: nothing was compiled, so the run's speed would be reported wrongly"
         )
-    summary = speed.summary(module, image_shape, _compute_dtype(trainer)) if trainer.is_global_zero else None
+    exclusive, summary = speed.exclusive(), None
+    if trainer.is_global_zero:
+        summary = speed.summary(module, image_shape, _compute_dtype(trainer), exclusive)
     if test_checkpoint == "best":
         assert checkpoints is not None
     if test_checkpoint == "best" and checkpoints.best_step >= 0:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from vit_gelu.training.clock import mark
 from vit_gelu.training.compilation import compiled_graphs, graph_breaks
-from vit_gelu.training.exclusivity import Exclusivity
+from vit_gelu.training.exclusivity import Exclusivity, processes_here, verdict_of_all
 from vit_gelu.training.memory import peak_memory, restart_peak_memory
 from vit_gelu.training.peak import device_peak
 
@@ -53,7 +53,7 @@ class SpeedMeter(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._device, self._processes = pl_module.device, trainer.world_size
-        self._exclusivity = Exclusivity(self._device, self.shared)
+        self._exclusivity = Exclusivity(self._device, self.shared, processes_here())
         self.graphs = self._graphs_before = compiled_graphs()
         self._breaks_before = graph_breaks()
         restart_peak_memory(self._device)
@@ -148,8 +148,16 @@ class SpeedMeter(Callback):
         total = sum(steps * pl_module.count_flops(image_shape, rate) for rate, steps in rates.items())
         return total / rates.total()
 
+    def exclusive(self) -> bool | None:
+        """Whether nobody else used the devices of the training; all of its processes must ask."""
+        return verdict_of_all(self._exclusivity.check() if self._exclusivity else None)
+
     def summary(
-        self, pl_module: Any, image_shape: tuple[int, int, int], compute_dtype: torch.dtype
+        self,
+        pl_module: Any,
+        image_shape: tuple[int, int, int],
+        compute_dtype: torch.dtype,
+        exclusive: bool | None,
     ) -> dict[str, Any]:
         """The ``speed`` part of the record; what could not be measured is None."""
         rate = self.images_per_second()
@@ -158,7 +166,6 @@ class SpeedMeter(Callback):
         median = statistics.median(steps) if steps else None
         device = pl_module.trainer.strategy.root_device  # the module itself is on the CPU after training
         flops = self._flops_per_image(pl_module, image_shape)
-        exclusive = self._exclusivity.check() if self._exclusivity else None
         peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size
         return {
