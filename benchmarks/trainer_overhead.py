@@ -216,7 +216,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         raw = RawLoop(images, batch, steps, device, asked.activation, asked.compile)
         quieten()
         cli = build(asked, folder / "run", images, batch, steps)
-        cli.prepare_folder()
+        cli.run_folder.prepare()
         display = find(cli.trainer, Display)
         terminal = io.StringIO()
         display.console, display.live = Console(file=terminal, force_terminal=True, width=120), True

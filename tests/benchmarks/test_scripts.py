@@ -127,7 +127,7 @@ def test_the_raw_loop_takes_the_trainer_s_steps(tmp_path, monkeypatch):
     asked = SimpleNamespace(activation="gelu", compile=False, device="cpu", log_every_n_steps=2)
     raw = trainer_overhead.RawLoop(images, 16, 6, torch.device("cpu"), "gelu", False)
     cli = trainer_overhead.build(asked, tmp_path / "run", images, 16, 6)
-    cli.prepare_folder()
+    cli.run_folder.prepare()
     trainer_overhead.train(cli.model, cli.datamodule, cli.trainer, cli.folder, config=cli.resolved)
     raw.compute_attention_as(cli.model)
     raw.seconds(6)

@@ -16,7 +16,7 @@ def run(folder, **options):
     fixed = {"trainer__max_epochs": 1, "trainer__limit_train_batches": 2, "trainer__log_every_n_steps": 1}
     argv = arguments(folder, **fixed, **options)
     cli = TrainCLI.parse(argv)
-    cli.prepare_folder()
+    cli.run_folder.prepare()
     record = train(cli.model, cli.datamodule, cli.trainer, cli.folder, config=cli.resolved)
     assert record["status"] == "finished"
     return cli.trainer

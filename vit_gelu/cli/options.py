@@ -2,12 +2,10 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from filelock import FileLock
 from jsonargparse import SUPPRESS, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,21 +20,17 @@ from vit_gelu.cli.checks import (
     check_own_way,
 )
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.occupied import leave, occupy
 from vit_gelu.cli.parser import Parser
-from vit_gelu.cli.run_folder import FOLDER_VARIABLE, choose_folder, is_main_process
+from vit_gelu.cli.run_folder import RunFolder, choose_checkpoint, choose_folder
 from vit_gelu.data import ImageData
 from vit_gelu.training.base import RunModule
 from vit_gelu.training.beginning import fill_defaults
-from vit_gelu.training.checkpoint import find_checkpoint, read_checkpoint
 from vit_gelu.training.logs import COLUMNS, LOSS_COLUMNS, MetricsFile
 from vit_gelu.training.masked import MaskedModule
 from vit_gelu.training.module import ClassificationModule
-from vit_gelu.training.record import read_record
 from vit_gelu.training.run import run_callbacks
 from vit_gelu.training.scratch import SCRATCH
 from vit_gelu.training.trackers import wandb_logger
-from vit_gelu.whole_file import write_text
 
 # Where a run happens, not what it is: left out of config.yaml, so that running it again makes a new folder.
 PLACE = ("config", "out", "ckpt_path")
@@ -90,7 +84,7 @@ class TrainCLI(LightningCLI):
         module_class: what it trains.
         kind: see ``choose_folder``.
         columns: of ``metrics.csv``.
-        folder: the run folder.
+        run_folder: where the run lives.
         resolved: all options, plain types, as they stand in ``config.yaml``.
         ckpt_path: the checkpoint to go on from, or None.
     """
@@ -100,11 +94,9 @@ class TrainCLI(LightningCLI):
     kind = ""
     columns: tuple[str, ...] = COLUMNS
 
-    folder: Path
+    run_folder: RunFolder
     resolved: dict[str, Any]
     ckpt_path: Path | None = None
-    created = False
-    lock: FileLock | None = None
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
@@ -183,34 +175,21 @@ class TrainCLI(LightningCLI):
         check_accelerator(config.trainer.accelerator)
         fill_model_defaults(config.model)
         self.resolved = plain_options(self.parser, config)
-        self.folder = choose_folder(config, self.resolved, self.kind)
-        self.ckpt_path = self._choose_checkpoint()
+        path = choose_folder(config, self.resolved, self.kind)
+        self.run_folder = RunFolder(path, self.resolved, going_on=config.ckpt_path is not None)
+        self.ckpt_path = choose_checkpoint(config.ckpt_path, path)
 
-    def _choose_checkpoint(self) -> Path | None:
-        asked = self.config.ckpt_path
-        if asked is None:
-            return None
-        if asked != "last":
-            try:
-                file = find_checkpoint(asked)
-                read_checkpoint(file)
-            except ValueError as error:
-                raise UsageError(f"--ckpt_path {asked}: {str(error).removeprefix(f'{asked}: ')}") from None
-            return file
-        last = self.folder / "checkpoints" / "last.ckpt"
-        if not last.is_file() and not (self.folder / "record.json").is_file():
-            if (self.folder / "config.yaml").is_file():
-                # Stopped before its first checkpoint: from the start is as if it had never stopped.
-                return None
-            raise UsageError(f"--ckpt_path last: {self.folder} holds no checkpoints/last.ckpt")
-        return last
+    @property
+    def folder(self) -> Path:
+        """Path of the run folder."""
+        return self.run_folder.path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config.trainer
         save = options.enable_checkpointing is not False
         callbacks = run_callbacks(
             self.folder,
-            on_start=self._write_config,
+            on_start=self.run_folder.write_config,
             ema_decay=self.config.model.ema_decay,
             checkpoint_minutes=self.config.checkpoint_minutes,
             save=save,
@@ -254,58 +233,6 @@ class TrainCLI(LightningCLI):
                     '--loggers wandb: not installed; python -m pip install "vit_gelu[wandb]"'
                 ) from None
         return made
-
-    def prepare_folder(self) -> dict[str, Any] | None:
-        """Make the run folder, keep others out of it until ``leave_folder``, write ``config.yaml``; process 0 only.
-
-        Returns:
-            The record of the run when it is finished already and was asked to go on, else None.
-
-        Raises:
-            UsageError: the folder holds a run and going on with it was not asked for, or another process is at it.
-        """
-        if not is_main_process():
-            return None
-        going_on = self.config.ckpt_path is not None
-        record = read_record(self.folder)
-        if going_on and record is not None and record["status"] == "finished":
-            return record
-        if not going_on and self.folder.is_dir() and any(self.folder.iterdir()):
-            state = "a finished run" if record else "an unfinished run, or something else"
-            advice = "choose another --out" + ("" if record else f", or go on with --resume {self.folder}")
-            raise UsageError(f"--out {self.folder}: holds {state}; nothing is overwritten: {advice}")
-        self.created = not self.folder.exists()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {self.folder}: cannot be made: {error.strerror}") from None
-        busy = f"{self.folder}: another process is training there; wait for it, or stop it"
-        self.lock = occupy(self.folder, busy)
-        os.environ[FOLDER_VARIABLE] = str(self.folder.absolute())
-        if not (self.folder / "config.yaml").exists():
-            self._write_config()
-        return None
-
-    def _write_config(self) -> None:
-        """``config.yaml``; of a run that goes on, once its checkpoint has agreed to the options."""
-        if not is_main_process():
-            return
-        text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
-        write_text(self.folder / "config.yaml", text)
-
-    def leave_folder(self) -> None:
-        """Let others go on with the run."""
-        leave(self.lock)
-        self.lock = None
-
-    def discard_folder(self) -> None:
-        """Remove a run folder that this process made and that no step was trained in."""
-        if (
-            self.created
-            and not (self.folder / "metrics.csv").exists()
-            and not any(self.folder.glob("**/*.ckpt"))
-        ):
-            shutil.rmtree(self.folder)
 
 
 class PretrainCLI(TrainCLI):

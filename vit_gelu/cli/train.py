@@ -133,7 +133,7 @@ def carry_out(
     from vit_gelu.training.run import train
 
     cli = COMMANDS[command].parse(argv)
-    finished = cli.prepare_folder()
+    finished = cli.run_folder.prepare()
     if finished is not None:
         print(f"{cli.folder}: finished already; nothing to go on with")
         show(finished)
@@ -162,13 +162,13 @@ def carry_out(
         return 128 + error.signum
     except MisconfigurationException as error:
         # Options that did not fit the data: the Trainer knows them from there on.
-        cli.discard_folder()
+        cli.run_folder.discard()
         raise UsageError(f"--trainer: {error}") from error
     except Exception:
-        cli.discard_folder()
+        cli.run_folder.discard()
         raise
     finally:
-        cli.leave_folder()
+        cli.run_folder.leave()
     if cli.trainer.is_global_zero:
         show(record)
         print(f"run folder: {cli.folder}")

@@ -14,7 +14,8 @@ from vit_gelu.models import VisionTransformer
 from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
-from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA, is_amid_a_step
+from vit_gelu.training.card import card_of, check_card
+from vit_gelu.training.checkpoint import CARD
 from vit_gelu.training.compilation import AUTOTUNE, check_autotuning, check_cuda_graphs
 from vit_gelu.training.flops import count_flops
 from vit_gelu.training.hooks import spare_the_question
@@ -28,8 +29,6 @@ from vit_gelu.training.optim import (
     warmup_length,
 )
 from vit_gelu.training.step_graph import StepGraph, reason_against
-
-YOUNGER = {"mlp_memory": "fast", "residual_precision": "full"}
 
 
 class RunModule(pl.LightningModule):
@@ -53,10 +52,8 @@ class RunModule(pl.LightningModule):
     objective = "classification"
     splits: tuple[str, ...] = ("val", "test")
     against_recording = "what differs from step to step is not known"  # empty: ``held_fast`` says it
-    continued: tuple[str, ...] = (
-        "network",
-        "data",
-    )  # parts of the card that a run must have in common with its checkpoint
+    # Parts of the card that a run must have in common with its checkpoint.
+    continued: tuple[str, ...] = ("network", "data")
 
     def __init__(
         self,
@@ -341,27 +338,7 @@ class RunModule(pl.LightningModule):
 
     def card(self) -> dict[str, Any]:
         """What a checkpoint says of itself: plain types."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return {
-            "schema": CARD_SCHEMA,
-            "network": self.network.config,
-            "data": {
-                "name": data.source.name,
-                "class_names": list(data.class_names),
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "image_size": list(data.image_size),
-                "upsampled_from": list(data.source.image_size) if data.upsample else None,
-                "in_channels": data.in_channels,
-                "fingerprint": data.fingerprint,
-                "global_batch_size": data.global_batch_size,
-            },
-            "seed": self.seed,
-            "epoch": self.trainer.current_epoch,
-            "step": self.trainer.global_step,
-            "batches_seen": self.batches_seen,
-            "origin": self.origin,
-        }
+        return card_of(self)
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
@@ -384,24 +361,5 @@ class RunModule(pl.LightningModule):
         Raises:
             ValueError: names the first thing that differs, or what to go on from instead.
         """
-        saved, mine = checkpoint.get(CARD), self.card()
-        if saved is None:
-            raise ValueError("--ckpt_path: not a checkpoint of vit_gelu")
-        if saved["seed"] != self.seed:
-            raise ValueError(f"--ckpt_path: the checkpoint has seed {saved['seed']}, this run {self.seed}")
-        for part in self.continued:
-            if part not in saved:
-                raise ValueError(f"--ckpt_path: a checkpoint of another objective, it has no {part} part")
-            for name, value in mine[part].items():
-                # An option that is younger than the checkpoint had its default.
-                if saved[part].get(name, YOUNGER.get(name)) != value:
-                    raise ValueError(
-                        f"--ckpt_path: the checkpoint has {part} option {name} = {saved[part].get(name)!r}, "
-                        f"this run {value!r}; a run goes on only as it began"
-                    )
-        if is_amid_a_step(checkpoint, self.trainer.accumulate_grad_batches):
-            raise ValueError(
-                "--ckpt_path: saved by a validation amid --trainer.accumulate_grad_batches "
-                f"{self.trainer.accumulate_grad_batches}, whose gradients no checkpoint has; go on from last.ckpt"
-            )
-        self.batches_seen = saved["batches_seen"]
+        check_card(checkpoint, self.card(), self.continued, self.trainer.accumulate_grad_batches)
+        self.batches_seen = checkpoint[CARD]["batches_seen"]
