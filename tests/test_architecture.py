@@ -15,11 +15,21 @@ ALLOWED = {
     "suggest": set(),
     "compile_cache": set(),
     "whole_file": set(),
+    "duration": set(),
     "cpu_kernels": set(),
     "activations": {"suggest", "cpu_kernels"},
     "models": {"randomness", "suggest", "whole_file", "activations", "compile_cache", "cpu_kernels"},
     "data": {"randomness", "suggest"},
-    "training": {"randomness", "suggest", "whole_file", "activations", "compile_cache", "models", "data"},
+    "training": {
+        "randomness",
+        "suggest",
+        "whole_file",
+        "duration",
+        "activations",
+        "compile_cache",
+        "models",
+        "data",
+    },
     "probes": {"randomness", "suggest"},
     "export": {"randomness", "suggest", "whole_file", "activations", "models", "data", "training"},
     "cli": {
@@ -48,7 +58,7 @@ ALLOWED = {
         "cli",
     },
     "analysis": {"randomness", "suggest", "whole_file", "activations", "models", "data", "training", "cli"},
-    "ablation": {"randomness", "suggest", "whole_file", "cli"},
+    "ablation": {"randomness", "suggest", "whole_file", "duration", "cli"},
 }
 
 

@@ -156,7 +156,7 @@ def test_runs_that_chose_are_not_compared(tmp_path):
     assert set(found.arms) == set(THREE)
     assert not found.left_out
     assert not found.diverged()
-    assert found.notes[0] == "12 runs of the tuning are not part of the comparison."
+    assert found.notes[0] == "Runs of the tuning (12) are not part of the comparison."
 
 
 def test_within_an_arm_what_was_chosen_is_one_value(tmp_path):

@@ -107,5 +107,5 @@ def test_the_report_compares_arms_whose_learning_rates_differ(tmp_path, monkeypa
         main([str(tmp_path / "out"), "--seeds", "9"])
     assert report_command([str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "report.json").read_text())
-    assert again["notes"] == ["4 runs of the tuning are not part of the comparison.", *report["notes"]]
+    assert again["notes"] == ["Runs of the tuning (4) are not part of the comparison.", *report["notes"]]
     assert again["arms"] == report["arms"]

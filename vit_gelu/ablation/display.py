@@ -12,18 +12,7 @@ from rich.text import Text
 
 from vit_gelu.ablation.plan import Run
 from vit_gelu.ablation.workspace import DIVERGED, FAILED, FINISHED, State
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person reads them.
-
-    >>> clock(9.4), clock(200), clock(7384)
-    ('9 s', '3:20', '2:03:04')
-    """
-    seconds = round(seconds)
-    minutes, s = divmod(seconds, 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}" if minutes else f"{s} s"
+from vit_gelu.duration import clock
 
 
 def result(run: Run, state: State) -> str:

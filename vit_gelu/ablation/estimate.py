@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_gelu.ablation.display import clock
 from vit_gelu.ablation.plan import Arm, Run
 from vit_gelu.ablation.slots import Slot
 from vit_gelu.ablation.worker_process import WorkerDied, WorkerProcess
 from vit_gelu.ablation.workspace import Workspace
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.duration import clock
 
 STEPS = 40
 

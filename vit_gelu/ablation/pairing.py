@@ -83,7 +83,9 @@ def pair(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> Experiment:
     left_out = [x for x in left_out if not only_tuned(x.record)]
     sieve = _Sieve(compared, list(left_out))
     if len(compared) < len(runs):
-        sieve.notes.append(f"{len(runs) - len(compared)} runs of the tuning are not part of the comparison.")
+        sieve.notes.append(
+            f"Runs of the tuning ({len(runs) - len(compared)}) are not part of the comparison."
+        )
     sieve.drop_copies()
     for what, names in PROTOCOL.items():
         sieve.keep_majority(what, names)

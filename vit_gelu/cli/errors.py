@@ -17,9 +17,9 @@ class UsageError(ValueError):
 def guarded(program: str, run: Callable[[], int]) -> int:
     """Call ``run`` and turn mistakes of the user into a short message on standard error.
 
-    ``ValueError`` and ``OSError`` are the user's: wrong options, files that are missing or broken. With
-    ``VIT_GELU_TRACEBACK=1`` in the environment they keep their traceback, for bug reports. So does Ctrl-C, which is
-    said in a line otherwise.
+    ``ValueError`` and ``OSError`` are the user's: wrong options, files that are missing or broken; so is memory that
+    is not enough. With ``VIT_GELU_TRACEBACK=1`` in the environment they keep their traceback, for bug reports. So does
+    Ctrl-C, which is said in a line otherwise.
 
     Args:
         program: what stands before the message, such as ``vit-gelu train``.
@@ -44,4 +44,12 @@ def guarded(program: str, run: Callable[[], int]) -> int:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"{program}: error: {lines[0]}", *lines[1:5], sep="\n", file=sys.stderr)
+        return USAGE
+    except (RuntimeError, MemoryError) as error:
+        from vit_gelu.cli.out_of_memory import missing_memory
+
+        words = missing_memory(error)
+        if words is None or os.environ.get("VIT_GELU_TRACEBACK"):
+            raise
+        print(f"{program}: error: {words}; a smaller batch needs less", file=sys.stderr)
         return USAGE

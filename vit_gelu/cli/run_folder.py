@@ -174,5 +174,11 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a folder that this process made and that no step was trained in."""
-        if self.created and not (self.path / "metrics.csv").exists() and not any(self.path.glob("**/*.ckpt")):
+        if self.created and not self._has_rows() and not any(self.path.glob("**/*.ckpt")):
             shutil.rmtree(self.path)
+
+    def _has_rows(self) -> bool:
+        file = self.path / "metrics.csv"
+        return (
+            file.is_file() and len(file.read_text(encoding="utf-8").splitlines()) > 1
+        )  # the first names the columns

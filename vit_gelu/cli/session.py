@@ -20,6 +20,7 @@ import vit_gelu.data.module as data_module
 import vit_gelu.training.peak as peak
 from vit_gelu.cli import train
 from vit_gelu.cli.errors import USAGE
+from vit_gelu.cli.out_of_memory import OutOfMemory
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Session:
             except (ValueError, OSError) as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 print(f"vit-gelu train: error: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
-                outcome = Outcome(USAGE, lines[0])
+                outcome = Outcome(USAGE, lines[0], reusable=not isinstance(error, OutOfMemory))
             except Exception as error:
                 traceback.print_exc()
                 lines = str(error).strip().splitlines() or [""]

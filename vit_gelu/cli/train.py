@@ -128,6 +128,7 @@ def carry_out(
 
     from vit_gelu.cli.announcement import announce
     from vit_gelu.cli.options import COMMANDS
+    from vit_gelu.cli.out_of_memory import less_memory, missing_memory
     from vit_gelu.training.checkpoints import Interrupted
     from vit_gelu.training.monitor import Diverged
     from vit_gelu.training.run import train
@@ -164,9 +165,13 @@ def carry_out(
         # Options that did not fit the data: the Trainer knows them from there on.
         cli.run_folder.discard()
         raise UsageError(f"--trainer: {error}") from error
-    except Exception:
+    except Exception as error:
         cli.run_folder.discard()
-        raise
+        words = missing_memory(error)
+        if words is None:
+            raise
+        precision = "32-true" if cli.config.trainer.precision is None else str(cli.config.trainer.precision)
+        raise less_memory(words, error, cli.config, full_precision=precision.startswith("32")) from error
     finally:
         cli.run_folder.leave()
     if cli.trainer.is_global_zero:

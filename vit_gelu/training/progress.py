@@ -8,25 +8,12 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from vit_gelu.duration import clock
 from vit_gelu.training.monitor import Monitor
 from vit_gelu.training.speed import SpeedMeter
 
 REFRESH_SECONDS = 1.0  # drawing takes milliseconds on the thread that trains
 LINE_SECONDS = 30.0
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person reads them.
-
-    >>> clock(9), clock(200), clock(7384)
-    ('9 s', '3:20', '2:03:04')
-    """
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, s = divmod(seconds, 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 class Display(Callback):
