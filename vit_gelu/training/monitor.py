@@ -106,8 +106,9 @@ class Monitor(Callback):
             self.finish_row()
         step = trainer.global_step
         due = step != self.flushed_step and step % trainer.log_every_n_steps == 0
-        if due or trainer.is_last_batch:
-            self.flush(trainer, wait=trainer.is_last_batch)
+        last = trainer.is_last_batch or step == trainer.max_steps
+        if due or last:
+            self.flush(trainer, wait=last)
 
     def _put_aside(self) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
         """Steps, images, and loss and hits (2, n) on the device, of what was put aside until now."""
