@@ -57,7 +57,7 @@ def check_numbers(config: Namespace) -> None:
         least, most = getattr(trainer, f"min_{what}"), getattr(trainer, f"max_{what}")
         if least is not None and most is not None and 0 <= most < least:
             raise UsageError(f"--trainer.min_{what} {least}: must be <= --trainer.max_{what} {most}")
-        asked = getattr(config.model, f"warmup_{what}")
+        asked = config.model.get(f"warmup_{what}")
         # Where a training is shorter than its epochs or steps say, its data tell.
         if asked is not None and most is not None and 0 <= most < asked and not trainer.fast_dev_run:
             raise UsageError(f"--model.warmup_{what} {asked:g}: must be <= --trainer.max_{what} {most}")
