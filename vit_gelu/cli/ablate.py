@@ -72,7 +72,10 @@ def main(argv: list[str]) -> int:
         return _dry_run(plan, workspace, options, console)
     workspace.check(plan)
     executor = build_executor(plan, workspace, options)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be made: {error.strerror}") from None
     with only_one(folder):
         workspace.adopt(plan)
         console.print(describe(plan, executor.places) + f" -> {folder}", markup=False)

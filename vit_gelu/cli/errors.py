@@ -14,6 +14,18 @@ class UsageError(ValueError):
     """A mistake in what was asked for; its text is all that the user sees."""
 
 
+def lines_of(error: Exception) -> list[str]:
+    """What an error says, at least one line; the system's own begins with the file that it is about.
+
+    >>> lines_of(PermissionError(13, "Permission denied", "runs"))
+    ['runs: Permission denied']
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str) and "[Errno" in text:
+        text = f"{error.filename}: {error.strerror}"
+    return text.strip().splitlines() or [type(error).__name__]
+
+
 def guarded(program: str, run: Callable[[], int]) -> int:
     """Call ``run`` and turn mistakes of the user into a short message on standard error.
 
@@ -42,7 +54,7 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("VIT_GELU_TRACEBACK"):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = lines_of(error)
         print(f"{program}: error: {lines[0]}", *lines[1:5], sep="\n", file=sys.stderr)
         return USAGE
     except (RuntimeError, MemoryError) as error:

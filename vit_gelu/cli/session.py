@@ -19,7 +19,7 @@ import torch
 import vit_gelu.data.module as data_module
 import vit_gelu.training.peak as peak
 from vit_gelu.cli import train
-from vit_gelu.cli.errors import USAGE
+from vit_gelu.cli.errors import USAGE, lines_of
 from vit_gelu.cli.out_of_memory import OutOfMemory
 
 
@@ -66,7 +66,7 @@ class Session:
             try:
                 outcome = Outcome(train.run(argv))
             except (ValueError, OSError) as error:
-                lines = str(error).strip().splitlines() or [type(error).__name__]
+                lines = lines_of(error)
                 print(f"vit-gelu train: error: {lines[0]}", *lines[1:], sep="\n", file=sys.stderr)
                 outcome = Outcome(USAGE, lines[0], reusable=not isinstance(error, OutOfMemory))
             except Exception as error:

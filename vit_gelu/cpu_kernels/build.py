@@ -13,6 +13,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from vit_gelu.user_cache import cache_file
+
 # What a processor must have, in Linux's names, and the files for it end in; the better first.
 VECTORS = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 KINDS = {"amx": VECTORS | {"amx_tile", "amx_bf16"}, "avx512": VECTORS}
@@ -27,11 +29,6 @@ def cpp_compiler() -> str | None:
     """Path of the C++ compiler that torch.compile would use for a CPU; None if there is none."""
     named = shlex.split(os.environ.get("CXX", ""))
     return shutil.which((named or ["clang++" if sys.platform == "darwin" else "g++"])[0])
-
-
-def cache_folder() -> Path:
-    """``vit_gelu/kernels`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_gelu" / "kernels"
 
 
 @cache
@@ -108,9 +105,9 @@ def _compiled(compiler: str, wanted: str) -> Path:
     }
     flags = [*FLAGS, *(f"-m{OPTIONS.get(name, name)}" for name in sorted(KINDS[wanted]))]
     made_from = [*sources.values(), compiler.encode(), *(flag.encode() for flag in flags)]
-    file = cache_folder() / f"{hashlib.sha256(chr(0).encode().join(made_from)).hexdigest()[:24]}.so"
+    digest = hashlib.sha256(chr(0).encode().join(made_from)).hexdigest()
+    file = cache_file("kernels", f"{digest[:24]}.so")
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as work:
             partial = Path(work, file.name)
             code = [str(here / name) for name in sources if name.endswith(".cpp")]

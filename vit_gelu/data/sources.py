@@ -18,6 +18,7 @@ from vit_gelu.data.resize import resize_images
 from vit_gelu.data.split import divide, stratified_split
 from vit_gelu.data.statistics import pixel_statistics
 from vit_gelu.suggest import unknown
+from vit_gelu.user_cache import cache_folder
 
 NAMES = ("cifar10", "cifar100", "digits")
 RESIZED_LIMIT = 16 * 2**30
@@ -25,10 +26,17 @@ STATISTICS_SAMPLE = 512
 
 
 def default_root() -> Path:
-    """The folder for data sets: ``$VIT_GELU_DATA``, else ``vit_gelu`` in the user's cache folder."""
+    """The folder for data sets: ``$VIT_GELU_DATA``, else ``vit_gelu`` in the user's cache folder.
+
+    Raises:
+        ValueError: neither is there.
+    """
     if root := os.environ.get("VIT_GELU_DATA"):
         return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_gelu"
+    try:
+        return cache_folder()
+    except OSError:
+        raise ValueError("--data.root: this user has no home folder; name one for the data sets") from None
 
 
 def check_fractions(val_fraction: float, train_fraction: float) -> None:
@@ -85,18 +93,15 @@ def load_source(
     """
     size = _checked_size(image_size)
     check_fractions(val_fraction, train_fraction)
-    folder = default_root() if root is None else Path(root).expanduser()
-    if folder.is_file():
-        raise ValueError(
-            f"--data.root {folder} is a file: it must be a folder; --data.name takes array files"
-        )
+    if root is not None and Path(root).expanduser().is_file():
+        raise ValueError(f"--data.root {root} is a file: it must be a folder; --data.name takes array files")
     path = Path(name).expanduser()
     if name == "digits":
         parts = load_digits()
     elif name in NAMES:
-        parts = load_cifar(str(name), folder, mirror, download)
+        parts = load_cifar(str(name), _folder(root), mirror, download)
     elif path.is_dir():
-        parts = load_folder(path, folder, size)
+        parts = load_folder(path, _folder(root), size)
     elif path.is_file():
         parts = read_array_file(path, f"--data.name {path}")
         warn_of_repeats(parts, f"--data.name {path}")
@@ -109,6 +114,13 @@ def load_source(
         parts = _resized(parts, size)
     title = str(name) if name in NAMES else path.resolve().name.removesuffix(".npz")
     return _describe(title, parts, val_fraction, train_fraction, split_seed, path)
+
+
+def _folder(root: str | Path | None) -> Path:
+    folder = default_root() if root is None else Path(root).expanduser()
+    if folder.is_file():
+        raise ValueError(f"$VIT_GELU_DATA {folder} is a file: it must be a folder")
+    return folder
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -8,7 +8,6 @@ run. Where it cannot be kept, nothing is measured and the rule of ``attention.re
 import functools
 import hashlib
 import json
-import os
 import platform
 import statistics
 import time
@@ -28,6 +27,7 @@ from vit_gelu.cpu_kernels.build import instructions
 from vit_gelu.models.attention import resolve_attention
 from vit_gelu.models.attention_kernels import KERNELS, WITHOUT_DROPOUT
 from vit_gelu.models.triton_shapes import fits_on_chip
+from vit_gelu.user_cache import cache_file
 from vit_gelu.whole_file import write_text
 
 CANDIDATES = {
@@ -110,11 +110,6 @@ class Choice:
     measured_ms: dict[str, float] | None = None
 
 
-def cache_folder() -> Path:
-    """``vit_gelu/attention`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_gelu" / "attention"
-
-
 def machine(device: torch.device) -> dict[str, str | int]:
     """What else a choice depends on: the device, torch, and on a CPU the number of threads."""
     if device.type == "cuda":
@@ -145,28 +140,31 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
     Args:
         shape: see ``Shape``.
         device: on which it is measured.
-        folder: where choices are kept; by default ``cache_folder()``.
+        folder: where choices are kept; by default ``attention`` in the user's cache.
 
     Returns:
-        The choice; of the default kernel, without figures, where there is nothing to choose from or the folder
-        cannot be written: a measurement that is not remembered could come out otherwise for the next run.
+        The choice; of the default kernel, without figures, where there is nothing to choose from or it cannot be
+        kept: a measurement that is not remembered could come out otherwise for the next run.
     """
     if len(shape.candidates()) == 1:
         return Choice(shape.default)
-    folder = folder or cache_folder()
     content = {**asdict(shape), "batch": shape.measured_batch, "machine": machine(device)}
     content |= {"candidates": shape.candidates(), "method": METHOD}
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-    file = folder / f"{name}.json"
-    if str(file) in _remembered:
-        return _remembered[str(file)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):  # the second of two runs that start together waits, and reads
-            choice = read_choice(file, content)
-            if choice is None:
-                choice = measure(shape, device)
-                write_text(file, json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
+        file = cache_file("attention", f"{name}.json") if folder is None else folder / f"{name}.json"
+        if str(file) in _remembered:
+            return _remembered[str(file)]
+        choice = read_choice(file, content)
+        if choice is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(
+                file.with_suffix(".lock")
+            ):  # the second of two runs that start together waits, and reads
+                choice = read_choice(file, content)
+                if choice is None:
+                    choice = measure(shape, device)
+                    write_text(file, json.dumps({"for": content, **asdict(choice)}, indent=1) + "\n")
     except OSError:
         return Choice(shape.default)
     _remembered[str(file)] = choice
