@@ -202,6 +202,9 @@ def check_data(facts: dict[str, Any], explicit: bool) -> list[Finding]:
         explicit: whether the folder was named on the command line.
     """
     if "error" in facts:
+        kind, _, words = facts["error"].partition(": ")
+        if kind == "ValueError":  # of ours, and says what to do
+            return [Finding("data", WARNING, f"not looked for: {words}", "")]
         return [Finding("data", WARNING, f"not looked for: {facts['error']}", "repair torch first")]
     root = Path(facts["root"])
     if explicit and not root.is_dir():
