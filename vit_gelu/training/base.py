@@ -42,6 +42,7 @@ class RunModule(pl.LightningModule):
     Attributes:
         objective: what the network learns, for the record.
         splits: what it is judged on at the end of a run.
+        recorded: whether a run's own callbacks log it; a Trainer of one's own gets the figures by ``log``.
         net: the network, once training or evaluation has been set up.
         last_score: of the last evaluation.
 
@@ -114,6 +115,7 @@ class RunModule(pl.LightningModule):
         self.final_lr_fraction = final_lr_fraction
         self.ema_decay = ema_decay
         self.seed = seed
+        self.recorded = False
         self.batches_seen = 0
         self.net: Network | None = None
         self.score: Metric | None = None
@@ -229,6 +231,8 @@ class RunModule(pl.LightningModule):
             left_over = batches % wanted
             if left_over and batch_idx >= batches - left_over:
                 output["loss"] = loss * wanted / left_over
+            if not self.recorded and self.graphs != "step":  # a recorded step would say it once
+                self.log("train_loss", output["batch_loss"], prog_bar=True, batch_size=1)
         return output
 
     def configure_optimizers(self) -> Any:
@@ -332,7 +336,7 @@ class RunModule(pl.LightningModule):
         self.last_score = score
         # Every process holds the summed score already: logging must not reduce it again.
         values = {f"{split}_{name}": value for name, value in score.figures().items()}
-        self.log_dict(values, logger=False, rank_zero_only=False, sync_dist=False)
+        self.log_dict(values, logger=not self.recorded, rank_zero_only=False, sync_dist=False)
 
     # -- checkpoints --------------------------------------------------------------------------------------
 

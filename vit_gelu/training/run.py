@@ -134,6 +134,7 @@ def _train(
     _check_company(trainer)
     _check_float64(trainer)
     data.seed = module.seed
+    module.recorded = True
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if "test" in module.splits:
         _check_share_of_test(trainer.limit_test_batches, data, trainer.world_size)
