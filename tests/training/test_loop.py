@@ -118,6 +118,7 @@ def train(tmp_path, ours, kind=ClassificationModule, watching=Watching, *, ckpt_
     module = kind(
         patch_size=4, embed_dim=32, depth=1, num_heads=2, dropout=0.1, attention="explicit", lr=3e-3
     )
+    module.recorded = kind is not Own
     data = ImageData(name="digits", global_batch_size=256)
     data.seed = 0
     watching = watching()
