@@ -336,7 +336,7 @@ class RunModule(pl.LightningModule):
         self.last_score = score
         # Every process holds the summed score already: logging must not reduce it again.
         values = {f"{split}_{name}": value for name, value in score.figures().items()}
-        self.log_dict(values, logger=not self.recorded, rank_zero_only=False, sync_dist=False)
+        self.log_dict(values, logger=False if self.recorded else None, rank_zero_only=False, sync_dist=False)
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
