@@ -21,6 +21,7 @@ def test_what_lightning_is_told(tmp_path):
         num_heads=2,
         activation="gelu",
         schedule="constant",
+        seed=5,
     )
     data = ImageData("digits", augment="none", global_batch_size=128)
     trainer = pl.Trainer(
@@ -40,6 +41,7 @@ def test_what_lightning_is_told(tmp_path):
 
     module.training_step = training_step
     trainer.fit(module, datamodule=data)
+    assert data.seed == 5  # of order and augmentation, as in a run of the command line
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = [float(row["train_loss"]) for row in rows if row["train_loss"]]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from vit_gelu.activations import resolve_activation
+from vit_gelu.data import ImageData
 from vit_gelu.models import VisionTransformer
 from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
@@ -177,6 +178,11 @@ class RunModule(pl.LightningModule):
         raise NotImplementedError
 
     # -- training -----------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """One seed for the weights, the order of the images and their augmentation."""
+        if isinstance(data := self.trainer.datamodule, ImageData):  # type: ignore[attr-defined]
+            data.seed = self.seed
 
     def plan_speed(self) -> None:
         """Decide what is replayed from CUDA graphs, and say so; called before the network is built and compiled.
