@@ -32,5 +32,5 @@ def test_trained_exported_and_loaded_by_timm(tmp_path, activation, capsys):
     ready = (pixels - mean) / std
     with torch.no_grad():
         torch.testing.assert_close(model(ready), net(ready), rtol=1e-5, atol=1e-5)
-    assert config["input_size"] == (1, 8, 8)
+    assert tuple(config["input_size"]) == (1, 8, 8)
     assert list(model.pretrained_cfg["label_names"]) == card["data"]["class_names"]

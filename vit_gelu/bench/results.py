@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,13 +61,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         triton = version("triton")
     except PackageNotFoundError:
         triton = None
+    with warnings.catch_warnings():  # torch 2.9 answers with a word about newer settings
+        warnings.simplefilter("ignore")
+        float32 = torch.get_float32_matmul_precision()
     return software_and_device(device) | {
         "device_index": device.index,
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": float32,
         "triton": triton if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
     }
