@@ -6,6 +6,7 @@ import torch
 
 from tests.cli.test_bad_input import failure
 from tests.training.helpers import arguments
+from vit_gelu.cli import main
 from vit_gelu.cli.out_of_memory import missing_memory
 from vit_gelu.training.module import ClassificationModule
 
@@ -74,13 +75,24 @@ def test_of_a_training_step(tmp_path, monkeypatch, capsys):
 
 
 def test_of_an_evaluation(tmp_path, monkeypatch, capsys):
-    """What was trained until then is kept, and can go on with less."""
-    monkeypatch.setattr(ClassificationModule, "evaluation_step", too_much)
-    options = {"data__eval_batch_size": 200, "trainer__precision": "bf16-mixed", "model__warmup_epochs": 0}
-    message = failure(capsys, ["train", *arguments(tmp_path / "a", trainer__max_steps=3, **options)])
-    assert "--data.eval_batch_size 200: out of memory" in message
-    assert "--data.eval_batch_size 100" in message
-    assert "global_batch_size" not in message
+    """What was trained until then is kept, and goes on with less."""
+    step, images = ClassificationModule.evaluation_step, []
+
+    def evaluation_step(self, batch):
+        images.append(len(batch.targets))
+        if len(images) > 1 and len(batch.targets) > 100:
+            too_much()
+        step(self, batch)
+
+    monkeypatch.setattr(ClassificationModule, "evaluation_step", evaluation_step)
+    options = {"data__eval_batch_size": 200, "trainer__precision": "bf16-mixed", "trainer__max_epochs": 2}
+    first, second, third = failure(capsys, ["train", *arguments(tmp_path / "a", **options)]).splitlines()
+    assert f"--data.eval_batch_size 200: {SAID}" in first
+    assert second == "try --data.eval_batch_size 100"
+    assert third == f"go on with --resume {tmp_path / 'a'} --data.eval_batch_size 100"
+    main(["train", *third.removeprefix("go on with ").split()])
+    assert set(images[2:]) <= {100, 44, 59}
+    assert "test top-1" in capsys.readouterr().out
 
 
 def test_of_a_command_with_a_batch(digits_run, monkeypatch, capsys):

@@ -170,8 +170,14 @@ def carry_out(
         words = missing_memory(error)
         if words is None:
             raise
-        precision = "32-true" if cli.config.trainer.precision is None else str(cli.config.trainer.precision)
-        raise less_memory(words, error, cli.config, full_precision=precision.startswith("32")) from error
+        raise less_memory(
+            words,
+            error,
+            cli.config,
+            folder=cli.folder,
+            processes=cli.trainer.world_size,
+            full_precision=str(cli.trainer.precision).startswith("32"),
+        ) from error
     finally:
         cli.run_folder.leave()
     if cli.trainer.is_global_zero:

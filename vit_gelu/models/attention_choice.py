@@ -158,9 +158,8 @@ def choose_attention(shape: Shape, device: torch.device, *, folder: Path | None 
         choice = read_choice(file, content)
         if choice is None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                file.with_suffix(".lock")
-            ):  # the second of two runs that start together waits, and reads
+            # The second of two runs that start together waits, and reads.
+            with FileLock(file.with_suffix(".lock")):
                 choice = read_choice(file, content)
                 if choice is None:
                     choice = measure(shape, device)
