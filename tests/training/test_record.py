@@ -1,10 +1,14 @@
 """What a record says about the machine."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from vit_gelu.training.record import processor_name
+import pytest
+
+from vit_gelu.training import record
+from vit_gelu.training.record import git_commit, processor_name
 
 
 def test_an_apple_processor_is_named(monkeypatch):
@@ -18,3 +22,33 @@ def test_an_apple_processor_is_named(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert processor_name() == "Apple M2"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_the_code(tmp_path, monkeypatch):
+    """In a checkout of somebody else's too, as containers have them; none for a package that merely lies in one."""
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "package" / "training" / "record.py"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.setattr(record, "__file__", str(file))
+    assert git_commit() is None
+    git("init", "-q")
+    git("add", "other.py")
+    git("commit", "-qm", "without the package")
+    assert git_commit() is None
+    git("add", "package/__init__.py")
+    git("commit", "-qm", "with it")
+    head = git("rev-parse", "HEAD")[:12]
+    assert git_commit() == head
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(subprocess.CalledProcessError):
+        git("status")
+    assert git_commit() == head
+    (tmp_path / "other.py").write_text("changed")
+    assert git_commit() == f"{head}-dirty"

@@ -50,20 +50,19 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def git_commit() -> str | None:
     """Commit of the code that runs, with ``-dirty`` where tracked files differ; None outside a checkout."""
+    # In a container the checkout is often another user's, of which git says nothing unless told that it is safe; its
+    # code is what runs here anyway.
     package = Path(__file__).resolve().parents[1]
-    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-c", "safe.directory=*", "-C", str(package)]
     try:
         tracked = subprocess.run(
-            ["git", "-C", str(package), "ls-files", "--error-unmatch", "__init__.py"],
-            capture_output=True,
-            timeout=10,
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10
         )
         if tracked.returncode:
             return None
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            or None
-        )
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
 
