@@ -34,8 +34,7 @@ def occupy(folder: Path, otherwise: str) -> FileLock | None:
 def leave(lock: FileLock | None) -> None:
     """Let others in."""
     if lock is not None:
-        with contextlib.suppress(
-            PermissionError
-        ):  # Windows keeps files that are open; one that stays locks nobody out
+        # Windows keeps files that are open; one that stays locks nobody out.
+        with contextlib.suppress(PermissionError):
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

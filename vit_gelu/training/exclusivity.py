@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,18 +101,19 @@ def summed_up(verdicts: Sequence[bool | None]) -> bool | None:
 
 def processes_here() -> set[int]:
     """Ids of the processes of a distributed run on this machine; all of its processes must ask. Alone: this one's."""
-    mine = (socket.gethostname(), os.getpid())
-    if not (dist.is_available() and dist.is_initialized()):
-        return {mine[1]}
-    everyone: list[tuple[str, int]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {pid for host, pid in everyone if host == mine[0]}
+    here = socket.gethostname()
+    return {pid for host, pid in _of_all((here, os.getpid())) if host == here}
 
 
 def verdict_of_all(verdict: bool | None) -> bool | None:
     """One verdict over the processes of a distributed run, which must all ask: shared is what one of them shared."""
+    return summed_up(_of_all(verdict))
+
+
+def _of_all(mine: Any) -> list[Any]:
+    """What every process of a distributed run has; alone: what this one has."""
     if not (dist.is_available() and dist.is_initialized()):
-        return verdict
-    everyone: list[bool | None] = [verdict] * dist.get_world_size()
-    dist.all_gather_object(everyone, verdict)
-    return summed_up(everyone)
+        return [mine]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

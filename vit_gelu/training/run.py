@@ -133,7 +133,6 @@ def _train(
     _check_evaluation(trainer, checkpoints, test_checkpoint)
     _check_company(trainer)
     _check_float64(trainer)
-    data.seed = module.seed
     module.recorded = True
     module.prepare(data, None if ckpt_path is None else read_checkpoint(ckpt_path)[CARD])
     if "test" in module.splits:
