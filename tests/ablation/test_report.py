@@ -23,6 +23,7 @@ from vit_gelu.ablation.plots import FIGURES
 from vit_gelu.ablation.sentences import answer
 from vit_gelu.ablation.shapes import shape
 from vit_gelu.ablation.style import SETTINGS
+from vit_gelu.ablation.tables import comparison_table
 from vit_gelu.cli import report
 from vit_gelu.cli.errors import guarded
 
@@ -211,6 +212,20 @@ def test_files(made):
     assert len(read["runs"]) == 70
 
 
+def test_comparisons_name_the_other_arm_where_the_title_does_not(runs):
+    analysis, _ = analysed(runs)
+    named = comparison_table(analysis, analysis.against_baseline, "Against ReLU")
+    among = comparison_table(analysis, analysis.among_others[:1], "Among the others")
+    assert "against" not in named.header
+    assert among.header[1] == "against"
+    for table, comparison in ((named, analysis.against_baseline[0]), (among, analysis.among_others[0])):
+        row = dict(zip(table.header, table.rows[0], strict=True))
+        assert row["verdict"] == comparison.verdict.value
+        assert row["pairs"] == str(comparison.n)
+        assert table.header.index("verdict") in table.text_columns
+        assert row.get("against", "ReLU").lower() == comparison.other
+
+
 def test_page_is_whole_and_loads_nothing(made):
     out, _ = made
     page = (out / "report.html").read_text()
@@ -351,6 +366,14 @@ def test_labels_can_be_read(runs, tmp_path, n):
                 box = text.get_window_extent(renderer)
                 assert box.x0 >= 0, (name, text.get_text())
                 assert box.x1 <= window.x1, (name, text.get_text())
+        for legend in figure.legends:
+            box = legend.get_window_extent(renderer)
+            assert 0 <= box.x0 < box.x1 <= window.x1, name
+            lines = {round(text.get_window_extent(renderer).y0) for text in legend.get_texts()}
+            assert len(lines) <= 3, (name, "eight names of this length have room on three lines")
+        if name == "curves":
+            ticks = [x for axes in figure.axes for x in axes.get_xticks()]
+            assert all(float(x).is_integer() for x in ticks)
 
 
 def test_shapes_are_those_of_the_activations():

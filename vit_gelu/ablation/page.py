@@ -25,8 +25,8 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; }
 .soft, figcaption, .note { color: var(--soft); font-size: .88rem; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .34rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; min-width: 4rem; }
+th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; min-width: 3.4rem; }
 th.text, td.text { text-align: left; }
 tr > :first-child { padding-left: 0; }
 td:first-child { font-weight: 600; }

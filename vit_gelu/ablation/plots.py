@@ -161,6 +161,7 @@ def curves(analysis: Analysis, costs: Costs) -> Drawn:
                     curve.epochs, curve.low, curve.high, color=look.color, alpha=0.15, linewidth=0
                 )
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(label)
         grid(axes)
     if not drawn:
@@ -180,11 +181,25 @@ def _legend(figure: Figure, arms: Sequence[str], arm_looks: dict[str, Look], mar
         else Line2D([], [], color=arm_looks[a].color, linestyle=arm_looks[a].dash, linewidth=1.8)
         for a in arms
     ]
-    longest = max(len(display(a)) for a in arms)
-    columns = max(1, min(len(arms), int(88 / (longest + 7))))
+    names = [display(a) for a in arms]
     figure.legend(
-        handles, [display(a) for a in arms], loc="outside upper center", ncols=columns, handlelength=2.6
+        handles,
+        names,
+        loc="outside upper center",
+        ncols=_legend_columns(
+            [len(name) + (7 if marker else 10) for name in names], 13.5 * figure.get_figwidth()
+        ),
+        handlelength=1.0 if marker else 2.6,
     )
+
+
+def _legend_columns(widths: Sequence[int], room: float) -> int:
+    """As many columns as fit, in even rows; widths and room in characters."""
+    for rows in range(1, len(widths)):
+        columns = -(-len(widths) // rows)
+        if sum(max(column) for column in np.array_split(widths, columns)) <= room:  # matplotlib's, too
+            return columns
+    return 1
 
 
 def trade_off(analysis: Analysis, costs: Costs) -> Drawn:

@@ -65,12 +65,14 @@ def results_table(analysis: Analysis) -> Table:
 def comparison_table(analysis: Analysis, comparisons: Sequence[Comparison], title: str) -> Table:
     """The statistics behind the verdicts of one family."""
     digits = analysis.metric.digits
+    named = all(c.other == analysis.baseline for c in comparisons)  # by the title
     rows = [
         (
             display(c.arm),
-            display(c.other),
-            str(c.n),
+            *(() if named else (display(c.other),)),
             f"{number(c.mean, digits, True)} {interval(c.interval, digits, True)}",
+            c.verdict.value,
+            str(c.n),
             number(c.sd, digits),
             probability(c.sign_flip.p),
             probability(c.p_holm),
@@ -78,7 +80,6 @@ def comparison_table(analysis: Analysis, comparisons: Sequence[Comparison], titl
             chance(c.superiority),
             number(c.detectable, digits),
             number(c.correlation, 2),
-            c.verdict.value,
             "–" if c.more_seeds is None else f"{c.more_seeds:,}",
         )
         for c in comparisons
@@ -94,24 +95,25 @@ def comparison_table(analysis: Analysis, comparisons: Sequence[Comparison], titl
         title,
         (
             "activation",
-            "against",
-            "pairs",
+            *(() if named else ("against",)),
             "difference [95 %]",
+            "verdict",
+            "pairs",
             "sd",
             "p",
             "p, Holm",
-            f"p of |difference| < {analysis.margin:g}, Holm",
+            "p equivalent, Holm",
             "P(next pair better)",
             "detectable",
             "r of pairs",
-            "verdict",
             "more seeds",
         ),
         rows,
-        (0, 1, 11),
-        f"{test}; Holm: adjusted over the {len(rows)} comparison(s) of this table. Detectable: the smallest true "
-        "difference that a paired t test at 0.05 finds with 80 % power. More seeds: pairs that would decide between a "
-        f"difference of {analysis.margin:g} {analysis.metric.unit} and none, with 80 % power.",
+        (0, 2) if named else (0, 1, 3),
+        f"{test}; Holm: adjusted over the {len(rows)} comparison(s) of this table. Equivalent: "
+        f"two one-sided t tests that the difference is below {analysis.margin:g} either way. Detectable: the smallest "
+        "true difference that a paired t test at 0.05 finds with 80 % power. More seeds: pairs that would decide "
+        f"between a difference of {analysis.margin:g} {analysis.metric.unit} and none, with 80 % power.",
     )
 
 
