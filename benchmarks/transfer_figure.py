@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vit_gelu.ablation.style import PALETTE, SETTINGS
+from vit_gelu.figure_style import PALETTE, SETTINGS
 
 ARMS = {"gelu kept": "#1c2024", "relu at once": PALETTE[1], "relu annealed": PALETTE[0]}
 

@@ -16,6 +16,7 @@ ALLOWED = {
     "compile_cache": set(),
     "whole_file": set(),
     "duration": set(),
+    "figure_style": {"whole_file"},
     "user_cache": set(),
     "cpu_kernels": {"user_cache"},
     "activations": {"suggest", "cpu_kernels"},
@@ -66,8 +67,8 @@ ALLOWED = {
         "training",
         "cli",
     },
-    "analysis": {"randomness", "suggest", "whole_file", "activations", "models", "data", "training", "cli"},
-    "ablation": {"randomness", "suggest", "whole_file", "duration", "cli"},
+    "analysis": {"whole_file", "figure_style", "activations", "models", "data", "training", "cli"},
+    "ablation": {"randomness", "suggest", "whole_file", "figure_style", "duration", "cli"},
 }
 
 

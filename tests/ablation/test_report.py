@@ -22,10 +22,10 @@ from vit_gelu.ablation.pairing import read_experiment
 from vit_gelu.ablation.plots import FIGURES
 from vit_gelu.ablation.sentences import answer
 from vit_gelu.ablation.shapes import shape
-from vit_gelu.ablation.style import SETTINGS
 from vit_gelu.ablation.tables import comparison_table
 from vit_gelu.cli import report
 from vit_gelu.cli.errors import guarded
+from vit_gelu.figure_style import SETTINGS
 
 BASE = np.random.default_rng(0).integers(8980, 9020, 10)
 VERDICT_WORDS = re.compile(r"\b(beats?|loses?|better|worse|equivalent|undecided|best|wins?)\b")

@@ -16,7 +16,7 @@ from vit_gelu.ablation.costs import Cost, Costs
 from vit_gelu.ablation.curves import mean_curve
 from vit_gelu.ablation.naming import display, interval, number
 from vit_gelu.ablation.shapes import shape
-from vit_gelu.ablation.style import INK, LINE, SETTINGS, SHADE, Look, grid, looks, new_figure, save
+from vit_gelu.figure_style import INK, LINE, SETTINGS, SHADE, Look, grid, looks, new_figure, save
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def curves(analysis: Analysis, costs: Costs) -> Drawn:
                     curve.epochs, curve.low, curve.high, color=look.color, alpha=0.15, linewidth=0
                 )
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_title(label)
         grid(axes)
     if not drawn:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
 from vit_gelu.cli.errors import UsageError
-from vit_gelu.cli.pretrained_probe import is_run, probe_pretrained
+from vit_gelu.cli.opened_pretrained import is_run
+from vit_gelu.cli.pretrained_probe import probe_pretrained
 
 if TYPE_CHECKING:
     import torch
 
     from vit_gelu.cli.evaluation_data import Split
+    from vit_gelu.cli.opened_run import OpenedRun
 
 PROBES = ("linear", "fewshot", "knn")
 
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
 
     from vit_gelu.cli.counting import count
     from vit_gelu.cli.device import choose_device
-    from vit_gelu.cli.evaluation_data import check_head, load_split, run_config
+    from vit_gelu.cli.evaluation_data import check_head
     from vit_gelu.cli.evaluation_files import (
         FILES,
         PROBE,
@@ -83,53 +85,42 @@ def main(argv: list[str]) -> int:
         write_evaluation,
     )
     from vit_gelu.cli.evaluation_table import print_classes
-    from vit_gelu.models import VisionTransformer
-    from vit_gelu.training.attention import compute_as_trained
-    from vit_gelu.training.checkpoint import find_checkpoint, load_network
+    from vit_gelu.cli.opened_run import open_run
 
     device = choose_device(options.device)
-    checkpoint = find_checkpoint(Path(options.run).expanduser(), options.checkpoint or "last")
-    if options.checkpoint and Path(options.run).expanduser().is_file():
-        raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {options.run} is a file")
     try:
-        net, card = load_network(checkpoint)
+        run = open_run(options.run, options.checkpoint)
+    except UsageError:
+        raise
     except ValueError as error:
         if is_run(options.run):
             raise
         others = "what the features of others' checkpoints are worth: --probe linear, fewshot or knn"
         raise UsageError(f"{error}; {others}") from None
+    net, card, checkpoint = run.net, run.card, run.checkpoint
     if options.probe is None:
         check_head(card, options.run)
-    config = run_config(checkpoint)
-    data_options = config.get("data") or {}
-    trained_on = card["data"]
-    out = _out(options, checkpoint, trained_on["name"], bool(config))
+    out = _out(options, run.folder, checkpoint, card["data"]["name"])
     if options.probe is None:
         refuse_to_overwrite(out, options.overwrite, FILES)
     else:
         refuse_to_overwrite(out, options.overwrite, (PROBE,), "a probe")
-    precision = options.precision or _own_precision(checkpoint, config)
-    batch_size = options.batch_size or data_options.get("eval_batch_size") or 512
-    split = load_split(
-        trained_on,
-        data_options,
-        name=options.data_name,
-        root=options.data_root,
-        split=options.split,
+    precision = options.precision or run.precision
+    batch_size = options.batch_size or run.batch_size
+    split = run.split(
+        options.data_name,
+        options.data_root,
+        options.split,
         resize=options.resize,
         same_classes=options.probe is None,
     )
     # A probe is there for other data sets as well; that its own has changed is news.
     if split.note and (options.probe is None or options.data_name is None):
         print(f"warning: {split.note}", file=sys.stderr)
-    attention = None
-    if isinstance(net, VisionTransformer):
-        attention = compute_as_trained(net, config, batch=batch_size, precision=precision, device=device)
+    attention = run.use_its_attention(precision, batch_size, device)
     names = split.source.class_names
     passes: dict[str, Any] = {
-        "mean": tuple(trained_on["mean"]),
-        "std": tuple(trained_on["std"]),
-        "upsample": tuple(trained_on["image_size"]) if trained_on.get("upsampled_from") else None,
+        **run.as_trained,
         "batch_size": batch_size,
         "device": device,
         "precision": precision,
@@ -156,7 +147,7 @@ def main(argv: list[str]) -> int:
             neighbours=options.neighbours or 20,
             **passes,
         )
-        record = _record(card, checkpoint, split) | {"probe": options.probe} | found.record | closing()
+        record = _record(run, split) | {"probe": options.probe} | found.record | closing()
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / PROBE, record)
         if options.json:
@@ -169,7 +160,7 @@ def main(argv: list[str]) -> int:
     counts = count(
         net, split.images, num_classes=len(names), what=f"{split.source.name} {split.name}", **passes
     )
-    record = _record(card, checkpoint, split) | counts.score._asdict()
+    record = _record(run, split) | counts.score._asdict()
     record |= {"per_class": class_rows(counts.confusion, names), **closing()}
     score = counts.score
     title = f"{split.source.name}, {split.name} images: top-1 {100 * score.top1:.2f} % (n = {score.n:,})"
@@ -225,34 +216,21 @@ def _subject(checkpoint: Path, card: dict[str, Any], split: "Split", record: dic
     )
 
 
-def _out(options: Any, checkpoint: Path, own_name: str, in_run: bool) -> Path:
+def _out(options: Any, folder: Path, checkpoint: Path, own_name: str) -> Path:
     if options.out is not None:
         return Path(options.out).expanduser()
-    base = checkpoint.parent.parent if in_run else checkpoint.parent
     data = Path(options.data_name or own_name).expanduser().resolve().stem
     suffix = f"-{options.probe}" if options.probe else ""
-    return base / f"evaluation-{data}-{options.split}-{checkpoint.stem}{suffix}"
+    return folder / f"evaluation-{data}-{options.split}-{checkpoint.stem}{suffix}"
 
 
-def _own_precision(checkpoint: Path, config: dict[str, Any]) -> str:
-    """The precision of the run, so that its own numbers come out again."""
-    from vit_gelu.training.record import read_record
-
-    # A record has what the Trainer made of what was asked for: bf16-mixed of bf16, or of 16-mixed on a CPU.
-    record = read_record(checkpoint.resolve().parent.parent) if config else None
-    own = (record or {}).get("env", {}).get("precision") or (config.get("trainer") or {}).get("precision")
-    return own if own in ("bf16-mixed", "16-mixed") else "32-true"
-
-
-def _record(card: dict[str, Any], checkpoint: Path, split: "Split") -> dict[str, Any]:
+def _record(run: "OpenedRun", split: "Split") -> dict[str, Any]:
     from vit_gelu.cli.evaluation_files import SCHEMA
 
-    trained_on = card["data"]
+    trained_on = run.card["data"]
     return {
         "schema": SCHEMA,
-        "checkpoint": {"path": str(checkpoint), **{k: card[k] for k in ("epoch", "step", "seed")}},
-        # A network of timm that kept its own activation says which that is.
-        "activation": card["network"]["activation"] or card["network"].get("native_activation"),
+        **run.record,
         "dataset": {
             "name": split.source.name,
             "split": split.name,

@@ -107,6 +107,22 @@ class Attention(nn.Module):
             out = out if first is None else out[:, :first]
         return self.proj_drop(self.proj(out))
 
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each token (row) attends to each (column): ViT paper, Eq. 6; rows sum to 1.
+
+        Written out whatever kernel the layer runs, since the fused ones never have it, and without dropout.
+
+        Args:
+            x: as in ``forward``, (b, n, dim).
+
+        Returns:
+            float32 (b, num_heads, n, n).
+        """
+        q, k, _ = self._qkv(x).unbind(2)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = torch.einsum("bnhd,bmhd->bhnm", q.float() * self.scale, k.float())
+        return scores.softmax(dim=-1)
+
     def _qkv(self, x: Tensor) -> Tensor:
         """Queries, keys and values (b, n, 3, h, d)."""
         qkv = self._packed(self.qkv(x))

@@ -1,0 +1,146 @@
+"""``vit-gelu analyze``: what the activations and the attention of a trained network do on images."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
+from vit_gelu.cli.opened_pretrained import is_run, open_pretrained
+
+DEFAULT_IMAGES = 1024
+
+HELP = """usage: vit-gelu analyze RUN [OPTIONS]
+
+What a trained network does with images: what goes into its activations and where on their
+curve it lies, how far its attention reaches and from where, what its position embeddings and
+patch filters have learned.
+RUN is a run folder or a checkpoint (.ckpt), or what --model.pretrained takes: a timm name with
+tag, hf-hub:OWNER/NAME, a .safetensors, .pth or .npz file, a timm folder.
+
+which images:
+  --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder
+                           (default: the data set of the training)
+  --data.root DIR          where data sets are looked for and kept
+  --split val|test|train   which part of it (default: val)
+  --images N               how many, evenly spread over the split (default: 1024)
+  --checkpoint last|best   which weights of a run folder (default: last)
+  --resize                 resize images of another size to that of the network
+
+how:
+  --device auto|cpu|cuda   default: a GPU where there is one
+  --precision P            32-true, bf16-mixed or 16-mixed (default: that of the run)
+  --batch_size N           images at a time (default: that of the run, else 512)
+  --data.num_workers N     processes that decode image files (default: 0)
+
+result:
+  --out DIR                folder for analysis.json, activations.csv, attention.csv, arrays.npz and
+                           the pictures (default: analysis-DATA-SPLIT-CHECKPOINT in the run)
+  --overwrite              replace an analysis that is there
+  --json                   print analysis.json in place of the tables (fractions, not per cent)
+
+examples:
+  vit-gelu analyze runs/digits-vit_tiny-gelu-seed0
+  vit-gelu analyze runs/cifar10-vit_tiny-relu-seed0 --images 5000 --checkpoint best
+  vit-gelu analyze vit_base_patch16_224.augreg_in21k --data.name cifar10
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    if wants_help(argv):
+        print(HELP, end="")
+        return 0
+    options = _parser().parse_args(argv)
+
+    from rich.console import Console
+
+    from vit_gelu.analysis.files import FILES, SCHEMA, record_of, write_analysis
+    from vit_gelu.analysis.observe import analyse
+    from vit_gelu.analysis.plots import Title
+    from vit_gelu.analysis.screen import print_analysis
+    from vit_gelu.cli.device import choose_device
+    from vit_gelu.cli.evaluation_files import refuse_to_overwrite
+    from vit_gelu.cli.opened_run import open_run
+    from vit_gelu.training.record import software_and_device
+
+    device = choose_device(options.device)
+    if is_run(options.run):
+        run = open_run(options.run, options.checkpoint)
+        data = Path(options.data_name or run.card["data"]["name"]).expanduser().resolve().stem
+        out = run.folder / f"analysis-{data}-{options.split}-{run.checkpoint.stem}"
+        subject: Any = run
+    else:
+        subject = open_pretrained(options, "the network of {} is to be looked at")
+        out = Path(subject.folder_name("analysis", options.split))
+    out = out if options.out is None else Path(options.out).expanduser()
+    refuse_to_overwrite(out, options.overwrite, FILES, "an analysis")
+    batch_size = options.batch_size or getattr(subject, "batch_size", 512)
+    precision = options.precision or getattr(subject, "precision", "32-true")
+    if is_run(options.run):
+        split = run.split(
+            options.data_name, options.data_root, options.split, resize=options.resize, same_classes=False
+        )
+        if split.note and options.data_name is None:
+            print(f"warning: {split.note}", file=sys.stderr)
+        run.use_its_attention(precision, batch_size, device)
+        of = run.record
+    else:
+        split, of = subject.split(options.split), subject.record
+    started = time.perf_counter()
+    analysis = analyse(
+        subject.net,
+        split.images,
+        most=options.images,
+        **subject.as_trained,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        num_workers=options.num_workers,
+    )
+    record = {
+        "schema": SCHEMA,
+        **of,
+        "dataset": {
+            "name": split.source.name,
+            "split": split.name,
+            "n": len(split.images),
+            "fingerprint": split.source.fingerprint,
+        },
+        **record_of(analysis),
+        "precision": precision,
+        "batch_size": batch_size,
+        "seconds": time.perf_counter() - started,
+        "env": software_and_device(device),
+    }
+    name = Path(options.run).name if Path(options.run).exists() else options.run
+    images = f"{analysis.n:,} of {len(split.images):,} {split.name} images of {split.source.name}"
+    written = write_analysis(out, record, analysis, Title(name, images))
+    if options.json:
+        print(json.dumps(record, indent=1, allow_nan=False))
+        return 0
+    print(f"{options.run}: {images}; {precision} on {record['env']['device']}")
+    print(*of.get("changes", ()), sep="\n", end="\n" if of.get("changes") else "")
+    print_analysis(Console(), analysis)
+    print(f"\nfiles in {out}: {', '.join(written)}")
+    return 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments("analyze")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--data.name", dest="data_name")
+    parser.add_argument("--data.root", dest="data_root")
+    parser.add_argument("--split", type=one_of("split", ("val", "test", "train")), default="val")
+    parser.add_argument("--images", type=at_least(1), default=DEFAULT_IMAGES)
+    parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
+    parser.add_argument("--resize", action="store_true")
+    parser.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
+    parser.add_argument("--precision", type=one_of("precision", ("32-true", "bf16-mixed", "16-mixed")))
+    parser.add_argument("--batch_size", type=at_least(1))
+    parser.add_argument("--data.num_workers", dest="num_workers", type=at_least(0), default=0)
+    parser.add_argument("--out")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser
