@@ -93,8 +93,8 @@ def test_numbers_are_numpys(name, chunk, monkeypatch):
         slope = SLOPES[name](x)
         assert row.activation == name
         assert (row.n, row.units) == (x.size, x.shape[1])
-        expected = x.mean(), x.std(), x.min(), x.max()
-        assert (row.mean, row.sd, row.minimum, row.maximum) == pytest.approx(expected, rel=1e-5)
+        assert row.mean == pytest.approx(x.mean(), abs=1e-6 * x.std())
+        assert (row.sd, row.minimum, row.maximum) == pytest.approx((x.std(), x.min(), x.max()), rel=1e-5)
         assert row.negative == (x < 0).mean()
         # A slope on the border may fall to either side in float32.
         border = np.mean(np.abs(np.abs(slope) - 0.01) < 1e-5) + np.mean(
@@ -258,3 +258,14 @@ def test_quantiles_of_one_value():
     statistics.update(torch.full((10, 4), 0.123))
     assert statistics.row().quantiles == pytest.approx((0.123,) * 7, abs=1e-6)
     assert statistics.row().sd == pytest.approx(0, abs=1e-6)
+
+
+def test_small_deviations_around_a_large_mean():
+    x = (1000 + torch.randn(5000, 8, generator=torch.Generator().manual_seed(0)) * 0.1).float()
+    statistics = ActivationStatistics("act", nn.ReLU())
+    for part in x.split(700):
+        statistics.update(part)
+    row = statistics.row()
+    assert (row.mean, row.sd) == pytest.approx(
+        (x.double().mean().item(), x.double().std(correction=0).item()), rel=1e-5
+    )

@@ -16,7 +16,7 @@ BIN = 0.01
 EDGE = 20.0  # of the histogram; what lies beyond is in the two outermost bins
 BINS = round(2 * EDGE / BIN)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-CHUNK = 2**22  # numbers worked on at once
+CHUNK = 2**20  # numbers worked on at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +102,7 @@ class ActivationStatistics:
         device = x.device
         self.units = x.shape[1 if self.channels_first else -1]
         self.elementwise = is_elementwise(self.function, x[:2].float())
+        self._shift = x.float().mean()
         self._moments = torch.zeros(2, dtype=torch.float64, device=device)
         self._range = torch.tensor([torch.inf, -torch.inf], device=device)
         # negative, zero, flat, linear
@@ -114,21 +115,22 @@ class ActivationStatistics:
         if not bool(torch.isfinite(high - low)):  # NaN and infinities alike come through
             raise ValueError(f"{self.name}: its pre-activations are not finite")
         self.n += x.numel()
-        self._moments += torch.stack([x.sum(dtype=torch.float64), x.double().square().sum()])
+        apart = x - self._shift  # as it comes, their squares would cancel where the mean is large
+        self._moments += torch.stack([apart.sum(), apart.square().sum()]).double()  # torch sums in a tree
         self._range = torch.stack([low.minimum(self._range[0]), high.maximum(self._range[1])])
         bins = ((x.clamp(-EDGE, EDGE) + EDGE) / BIN).long().clamp_(max=BINS - 1)
         self._histogram += torch.bincount(bins.flatten(), minlength=BINS)
-        self._counts[0] += (x < 0).sum()
+        self._counts[0] += torch.count_nonzero(x < 0)
         if self.elementwise:
             y, slope = value_and_slope(self.function, x)
             self._add_output(y)
             flat, linear = slope.abs() <= FLAT, (slope - 1).abs() <= LINEAR
-            self._counts[2:] += torch.stack([flat.sum(), linear.sum()])
+            self._counts[2:] += torch.stack([torch.count_nonzero(flat), torch.count_nonzero(linear)])
             self._always &= torch.stack([flat.all(dim=0), linear.all(dim=0)])
 
     def _add_output(self, y: Tensor) -> None:
         self.outputs += y.numel()
-        self._counts[1] += (y == 0).sum()
+        self._counts[1] += y.numel() - torch.count_nonzero(y)
 
     def row(self) -> ActivationRow:
         """What came of it.
@@ -139,7 +141,7 @@ class ActivationStatistics:
         if not self.n:
             raise ValueError(f"{self.name}: was not called in the network's forward pass")
         total, squares = self._moments.tolist()
-        mean = total / self.n
+        apart = total / self.n
         minimum, maximum = self._range.tolist()
         counts = self._counts.tolist()
         negative, flat, linear = (counts[i] / self.n for i in (0, 2, 3))
@@ -151,8 +153,8 @@ class ActivationStatistics:
             describe_activation(self.module),
             self.units,
             self.n,
-            mean,
-            max(0.0, squares / self.n - mean**2) ** 0.5,
+            float(self._shift) + apart,
+            max(0.0, squares / self.n - apart**2) ** 0.5,
             minimum,
             maximum,
             quantiles(histogram, minimum, maximum),

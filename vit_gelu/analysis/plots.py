@@ -124,8 +124,7 @@ def attention_distance(analysis: Analysis, title: Title) -> Figure | None:
     )  # fmt: skip
     axes.set_xlabel("block")
     axes.set_ylabel("mean attention distance (pixels)")
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.12)
+    axes.set_ylim(0, 1.12 * max(analysis.uniform_distance, *(head.distance for head in analysis.heads)))
     axes.locator_params(axis="x", integer=True)
     grid(axes, "y")
     return figure
@@ -167,7 +166,7 @@ def position_embedding(analysis: Analysis, title: Title) -> Figure | None:
     side = 5.0 / max(high, wide)
     figure = _figure(side * wide + 1.3, side * high + 0.7, f"{title.network}: position embeddings")
     axes = figure.add_subplot()
-    shown = axes.imshow(tiles, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
+    shown = axes.imshow(tiles, cmap="viridis", vmax=1, interpolation="nearest")
     step_y, step_x = rows + 1, columns + 1
     axes.set_xticks(
         [(columns - 1) / 2 + step_x * j for j in range(wide // step_x + 1)], _thin(columns, every)

@@ -61,7 +61,7 @@ def lines(analysis: Analysis) -> list[str]:
         )
     if analysis.positions is not None:
         p = analysis.positions
-        apart = [("in the same row", p.same_row), ("column", p.same_column), ("elsewhere", p.others)]
+        apart = [("in one row", p.same_row), ("in one column", p.same_column), ("elsewhere", p.others)]
         rest = ", ".join(f"{value:.2f} {where}" for where, value in apart if value is not None)
         found.append(
             f"position embeddings: cosine {p.neighbours:.2f} between neighbours{', ' if rest else ''}{rest}"

@@ -78,3 +78,19 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def add_pass_options(parser: Arguments) -> None:
+    """What every command takes that sends images through a trained network and writes a folder of findings."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--data.name", dest="data_name")
+    parser.add_argument("--data.root", dest="data_root")
+    parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
+    parser.add_argument("--resize", action="store_true")
+    parser.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
+    parser.add_argument("--precision", type=one_of("precision", ("32-true", "bf16-mixed", "16-mixed")))
+    parser.add_argument("--batch_size", type=at_least(1))
+    parser.add_argument("--data.num_workers", dest="num_workers", type=at_least(0), default=0)
+    parser.add_argument("--out")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--json", action="store_true")

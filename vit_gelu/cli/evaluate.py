@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_gelu.cli.arguments import Arguments, at_least, one_of, wants_help
+from vit_gelu.cli.arguments import Arguments, add_pass_options, at_least, one_of, wants_help
 from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.opened_pretrained import is_run
 from vit_gelu.cli.pretrained_probe import probe_pretrained
@@ -181,22 +181,11 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Arguments:
     parser = Arguments("evaluate")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--data.name", dest="data_name")
-    parser.add_argument("--data.root", dest="data_root")
+    add_pass_options(parser)
     parser.add_argument("--split", type=one_of("split", ("test", "val", "train")), default="test")
-    parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
-    parser.add_argument("--resize", action="store_true")
     parser.add_argument("--probe", type=one_of("probe", PROBES))
     parser.add_argument("--shots", type=at_least(1), nargs="+")
     parser.add_argument("--neighbours", type=at_least(1))
-    parser.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto")
-    parser.add_argument("--precision", type=one_of("precision", ("32-true", "bf16-mixed", "16-mixed")))
-    parser.add_argument("--batch_size", type=at_least(1))
-    parser.add_argument("--data.num_workers", dest="num_workers", type=at_least(0), default=0)
-    parser.add_argument("--out")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--json", action="store_true")
     return parser
 
 
