@@ -45,11 +45,22 @@ def timms_weights(vit, images):
     return caught
 
 
-def watched(vit, images, **how):
+def watched(vit, images):
     found = {}
     with torch.no_grad(), watching_attention(vit, found.__setitem__):
         vit.forward_features(images)
     return [found[block] for block in range(len(vit.blocks))]
+
+
+@pytest.mark.parametrize(("most", "parts"), [(1, [1, 1, 1, 1]), (3 * 7**2 * 3, [3, 1]), (10**9, [4])])
+def test_large_batches_come_in_parts(most, parts):
+    vit = network()
+    found = [[] for _ in vit.blocks]
+    with torch.no_grad(), watching_attention(vit, lambda block, w: found[block].append(w), most):
+        vit.forward_features(IMAGES)
+    for got, whole in zip(found, watched(vit, IMAGES), strict=True):
+        assert [len(part) for part in got] == parts
+        torch.testing.assert_close(torch.cat(got), whole)
 
 
 @pytest.mark.parametrize("options", [

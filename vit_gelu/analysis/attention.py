@@ -12,7 +12,9 @@ from vit_gelu.models import VisionTransformer
 
 
 @contextlib.contextmanager
-def watching_attention(vit: VisionTransformer, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watching_attention(
+    vit: VisionTransformer, see: Callable[[int, Tensor], None], most: int | None = None
+) -> Iterator[None]:
     """Call ``see(block, weights)`` whenever a block computes attention.
 
     The weights, float32 (b, heads, tokens, tokens) with rows that sum to 1, are computed from the tokens that go into
@@ -21,11 +23,15 @@ def watching_attention(vit: VisionTransformer, see: Callable[[int, Tensor], None
     Args:
         vit: whose ``forward_features`` is called meanwhile; a plain call may leave out tokens in the last block.
         see: gets the number of the block and its weights.
+        most: numbers at once: a batch with more of them comes in parts. None: a batch is one call.
     """
 
     def watch(number: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            see(number, module.weights(inputs[0]))  # type: ignore[operator]
+            tokens = inputs[0]
+            each = vit.config["num_heads"] * tokens.shape[1] ** 2
+            for part in tokens.split(len(tokens) if most is None else max(1, most // each)):
+                see(number, module.weights(part))  # type: ignore[operator]
 
         return hook
 

@@ -19,6 +19,7 @@ from vit_gelu.models.activation_places import find_places
 
 SHOWN = 8  # images of the rollout
 BATCHES_WORTH_A_BAR = 5
+WEIGHTS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ def analyse(
         show = stack.enter_context(bar) if len(loader) >= BATCHES_WORTH_A_BAR else lambda done: None
         statistics = stack.enter_context(watching_activations(places))
         if vit is not None and attention is not None:
-            stack.enter_context(watching_attention(vit, attention.update))
+            stack.enter_context(watching_attention(vit, attention.update, WEIGHTS_AT_ONCE))
         done = 0
         for batch in loader:
             with autocast(device, precision):

@@ -14,7 +14,7 @@ COMMANDS = {
     "pretrain": "pre-train a ViT on images without their labels, for later training",
     "evaluate": "accuracy of a run on a data set, or a probe of its features",
     "predict": "the most likely classes of image files",
-    "analyze": "what a trained network does: activations, attention, position embeddings, filters",
+    "analyze": "what the activations and the attention of a trained network do",
     "export": "a trained network for timm, as plain weights, ONNX or torch.export",
     "ablate": "train activations with several seeds each, and compare them",
     "report": "compare the activations of finished runs: verdict, figures, tables",
