@@ -35,6 +35,12 @@ def refused(capsys, *argv):
     return captured.err
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than everything else."""
+    monkeypatch.setattr("vit_gelu.analysis.files.save_figures", lambda *arguments: [])
+
+
 @pytest.fixture(scope="module")
 def found(digits_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysis")
@@ -96,6 +102,7 @@ def test_pictures_show_what_there_is(found):
             assert len(picture.convert("RGB").getcolors(2**24)) > 20, path.name
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_screen_and_default_folder(digits_run, tmp_path, capsys):
     run = shutil.copytree(digits_run, tmp_path / "run")
     capsys.readouterr()
@@ -135,6 +142,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_old_stays(digits_run, rgb_ch
     assert {p.name for p in out.iterdir()} == set(FILES) - {"patch_filters.png", "position_embedding.png"}
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("activation", ["relu", "swiglu", "gelu_stochastic"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_activations_and_precisions(activation, precision, tmp_path, capsys):
@@ -179,6 +187,7 @@ def test_networks_of_timm_have_their_activations_alone(tmp_path, capsys):
     assert "attention: not there: timm/resnet18" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_checkpoints_of_others(tmp_path, capsys, monkeypatch):
     from safetensors.torch import save_file
 
@@ -253,3 +262,16 @@ def test_help_needs_no_torch():
     code = "import sys\nfrom vit_gelu.cli import main\nmain(['analyze', '--help'])\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--images" in done.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_numbers_on_a_gpu_are_those_of_the_processor(digits_run, tmp_path, capsys):
+    on = {
+        device: analyze(capsys, digits_run, "--device", device, "--out", tmp_path / device)
+        for device in ("cpu", "cuda")
+    }
+    for a, b in zip(on["cpu"]["activations"], on["cuda"]["activations"], strict=True):
+        numbers = [k for k, v in a.items() if isinstance(v, float)]
+        assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers], rel=1e-2, abs=1e-2)
+    for a, b in zip(on["cpu"]["attention"]["heads"], on["cuda"]["attention"]["heads"], strict=True):
+        assert list(b.values()) == pytest.approx(list(a.values()), rel=1e-2, abs=1e-3)
