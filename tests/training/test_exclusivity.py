@@ -22,11 +22,27 @@ def test_a_shared_device_is_admitted(monkeypatch):
     alone = Exclusivity(torch.device("cpu"))
     monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: alone.busy + 1000.0))
     assert alone.check() is False
-    monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: None))
-    assert alone.check() is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_of_other_devices_nothing_is_claimed():
+    assert Exclusivity(torch.device("mps")).check() is None
+    assert Exclusivity(torch.device("mps"), shared=True).check() is False
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc here")
+def test_the_machine_is_as_busy_as_the_kernel_says():
+    def by_hand():
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(
+            int, Path("/proc/stat").read_text().split()[1:11]
+        )
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+    before = by_hand()
+    between = Exclusivity(torch.device("cpu")).busy
+    assert before - 0.02 <= between <= by_hand() + 0.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what has ended is only counted by Linux")
 def test_the_work_of_our_workers_is_ours(monkeypatch):
     """A worker, or a worker's worker, that is still there; and after it has gone."""
     mine = Exclusivity(torch.device("cpu"))

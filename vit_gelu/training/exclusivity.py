@@ -4,11 +4,10 @@ import os
 import socket
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -16,9 +15,9 @@ import torch.distributed as dist
 class Exclusivity:
     """Whether anything else used the device between construction and ``check``.
 
-    CPU: the machine's busy time (``/proc/stat``) against that of our processes and of all that they started, such as
-    workers that decode images. GPU: processes that the driver lists besides ours. ``None`` where the system does not
-    tell.
+    CPU: the machine's busy time against that of our processes and of all that they started, such as workers that
+    decode images. NVIDIA's GPUs: processes that the driver lists besides ours. ``None`` where nobody tells, as on other
+    devices.
 
     Args:
         device: the training device.
@@ -29,17 +28,13 @@ class Exclusivity:
     def __init__(self, device: torch.device, shared: bool = False, company: Collection[int] = ()) -> None:
         self.device, self.shared, self.ours = device, shared, {os.getpid(), *company}
         self.busy, self.start = self._busy(), time.monotonic()
-        self.own = None if self.busy is None else seconds_of_trees(self.ours)
+        self.own = seconds_of_trees(self.ours)
 
     @staticmethod
-    def _busy() -> float | None:
-        try:
-            with open("/proc/stat") as file:
-                fields = [int(x) for x in file.readline().split()[1:]]
-        except OSError:
-            return None
-        idle = fields[3] + fields[4]
-        return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
+    def _busy() -> float:
+        times = psutil.cpu_times()
+        working = ("user", "nice", "system", "irq", "softirq", "steal")  # guests are counted as users already
+        return sum(getattr(times, name, 0.0) for name in working)
 
     @staticmethod
     def _gpu_processes(device: torch.device) -> set[int] | None:
@@ -59,37 +54,38 @@ class Exclusivity:
         if self.device.type == "cuda":
             pids = self._gpu_processes(self.device)
             return None if pids is None else len(pids - self.ours - {os.getppid()}) == 0
-        busy = self._busy()
-        if self.busy is None or self.own is None or busy is None:
+        if self.device.type != "cpu":
             return None
-        others = (busy - self.busy) - (seconds_of_trees(self.ours) - self.own)
+        others = (self._busy() - self.busy) - (seconds_of_trees(self.ours) - self.own)
         capacity = (time.monotonic() - self.start) * (os.cpu_count() or 1)
         return others < 0.05 * capacity
 
 
 def seconds_of_trees(roots: Collection[int]) -> float:
-    """Processor seconds of processes and of all their descendants, those that have ended and were waited for included.
+    """Processor seconds of processes and of all their descendants.
+
+    On Linux those that have ended and were waited for are included; no other system keeps their time.
 
     Args:
         roots: process ids; one that is another's descendant is not counted twice, one that is gone not at all.
     """
-    seconds, children = {}, defaultdict(list)
-    for file in Path("/proc").glob("[0-9]*/stat"):
+    trees: dict[int, psutil.Process] = {}
+    for pid in roots:
         try:
-            fields = file.read_text().rpartition(")")[2].split()  # the name before it may hold anything
-        except OSError:  # ended meanwhile
+            root = psutil.Process(pid)
+            trees |= {p.pid: p for p in (root, *root.children(recursive=True))}
+        except psutil.Error:  # ended meanwhile, or not ours to ask
             continue
-        pid, parent = int(file.parent.name), int(fields[1])
-        seconds[pid] = sum(int(x) for x in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-        children[parent].append(pid)
-    seen: set[int] = set()
-    ahead = list(roots)
-    while ahead:
-        pid = ahead.pop()
-        if pid not in seen:
-            seen.add(pid)
-            ahead += children[pid]
-    return sum(seconds.get(pid, 0.0) for pid in seen)
+    return sum(_seconds(process) for process in trees.values())
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    waited_for = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return times.user + times.system + waited_for
 
 
 def summed_up(verdicts: Sequence[bool | None]) -> bool | None:
