@@ -269,3 +269,18 @@ def test_small_deviations_around_a_large_mean():
     assert (row.mean, row.sd) == pytest.approx(
         (x.double().mean().item(), x.double().std(correction=0).item()), rel=1e-5
     )
+
+
+def test_learned_parameters_are_told():
+    net = network("gelu_learnable", activation_kwargs={"num_channels": 64})
+    with torch.no_grad():
+        for i, block in enumerate(net.blocks):
+            block.mlp.act.mu.copy_(torch.linspace(0, i + 1, 64))
+            block.mlp.act.log_sigma.fill_(math.log(1.5 + i))
+    rows = rows_of(net, find_places(net)[0])
+    assert [row.learned for row in rows] == [
+        pytest.approx({"mu": 0.5, "sigma": 1.5}), pytest.approx({"mu": 1.0, "sigma": 2.5}),
+    ]  # fmt: skip
+    prelu = ActivationStatistics("act", nn.PReLU(init=0.3))
+    prelu.update(torch.randn(4, 8))
+    assert prelu.row().learned == pytest.approx({"weight": 0.3})

@@ -165,6 +165,25 @@ def test_activations_and_precisions(activation, precision, tmp_path, capsys):
     assert all((row["zero"] > 0.1) == relu for row in record["activations"])
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_learned_parameters_are_shown(tmp_path, capsys):
+    net = VisionTransformer(
+        image_size=8, patch_size=4, in_channels=1, num_classes=10, embed_dim=16, depth=2, num_heads=2, seed=0,
+        activation="gelu_learnable",
+    )  # fmt: skip
+    with torch.no_grad():
+        net.blocks[1].mlp.act.mu.fill_(0.25)
+    file = write_checkpoint(
+        tmp_path / "a.ckpt", net, image_size=[8, 8], in_channels=1, mean=[0.3], std=[0.4], name="digits"
+    )
+    assert main([str(file), "--data.name", "digits", "--images", "20", "--out", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    assert "learned mu: 0.000 0.250" in out
+    assert "learned sigma: 1.000 1.000" in out
+    with (tmp_path / "a" / "activations.csv").open(newline="") as rows:
+        assert [float(row["learned_mu"]) for row in csv.DictReader(rows)] == [0, 0.25]
+
+
 def test_networks_of_timm_have_their_activations_alone(tmp_path, capsys):
     from vit_gelu.models.build import build_network
 

@@ -37,6 +37,7 @@ class ActivationRow:
         curved: the rest. Of GELU it is where it is neither of ReLU's two halves.
         flat_units: share of units at a flat place for every token of every image: dead, as far as these images tell.
         linear_units: share of units at a linear place for every token.
+        learned: its own parameters, such as ``mu`` and ``sigma`` (not its logarithm); the mean where there are several.
         histogram: int64 (BINS,), counts.
 
     The slope is that of the function itself, as autograd gives it; flat to linear_units are None where there is no
@@ -59,6 +60,7 @@ class ActivationRow:
     curved: float | None
     flat_units: float | None
     linear_units: float | None
+    learned: dict[str, float]
     histogram: Tensor
 
 
@@ -165,8 +167,21 @@ class ActivationStatistics:
             1 - flat - linear if known else None,
             always[0] if known else None,
             always[1] if known else None,
+            learned(self.module),
             histogram,
         )
+
+
+def learned(module: nn.Module) -> dict[str, float]:
+    """The parameters of an activation by name, each as its mean.
+
+    >>> learned(nn.PReLU(init=0.2))
+    {'weight': 0.20000000298023224}
+    """
+    values = {name: p.detach().double() for name, p in module.named_parameters()}
+    for name in [n for n in values if n.rpartition(".")[2] == "log_sigma"]:
+        values[name.replace("log_sigma", "sigma")] = values.pop(name).exp()
+    return {name: float(value.mean()) for name, value in values.items()}
 
 
 def value_and_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

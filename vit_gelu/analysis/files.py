@@ -66,7 +66,7 @@ def write_analysis(folder: Path, record: dict[str, Any], analysis: Analysis, tit
     for name in FILES:  # of an analysis that is replaced: what the new one lacks must not stay
         (folder / name).unlink(missing_ok=True)
     written = [ACTIVATIONS]
-    _write_csv(folder / ACTIVATIONS, activation_rows(analysis))
+    _write_csv(folder / ACTIVATIONS, [_flat(row) for row in activation_rows(analysis)])
     if analysis.heads:
         _write_csv(folder / ATTENTION, [vars(head) for head in analysis.heads])
         written.append(ATTENTION)
@@ -93,8 +93,15 @@ def _arrays(analysis: Analysis) -> dict[str, Any]:
     return arrays
 
 
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """``learned`` as columns of its own."""
+    learned = {f"learned_{name}": value for name, value in row["learned"].items()}
+    return {name: value for name, value in row.items() if name != "learned"} | learned
+
+
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     with whole_file(path, newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

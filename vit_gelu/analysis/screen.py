@@ -50,8 +50,13 @@ def _percent(share: float | None) -> str:
 
 
 def lines(analysis: Analysis) -> list[str]:
-    """What there is besides activations, and what there is not."""
+    """What there is besides the table, and what there is not."""
     found = []
+    for name in dict.fromkeys(name for row in analysis.activations for name in row.learned):
+        values = " ".join(
+            f"{row.learned[name]:.3f}" if name in row.learned else "–" for row in analysis.activations
+        )
+        found.append(f"learned {name}: {values}")
     if analysis.uniform_distance is not None:
         last = max(head.block for head in analysis.heads)
         of = {b: [h.distance for h in analysis.heads if h.block == b] for b in (0, last)}
