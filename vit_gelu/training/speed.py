@@ -165,6 +165,7 @@ class SpeedMeter(Callback):
         quantiles = statistics.quantiles(steps, n=20, method="inclusive") if len(steps) >= 2 else None
         median = statistics.median(steps) if steps else None
         device = pl_module.trainer.strategy.root_device  # the module itself is on the CPU after training
+        memory = peak_memory(device)  # before the products below, which need more than a small training does
         flops = self._flops_per_image(pl_module, image_shape)
         peak = device_peak(device, compute_dtype)
         world = pl_module.trainer.world_size
@@ -177,7 +178,7 @@ class SpeedMeter(Callback):
                 "p95": quantiles[18] * 1e3 if quantiles else None,
             },
             "timed_steps": len(steps),
-            "peak_memory_bytes": peak_memory(device),
+            "peak_memory_bytes": memory,
             "flops_per_image": flops,
             "peak_flops_measured": peak,
             "mfu": flops * rate / (peak * world) if rate else None,
