@@ -10,6 +10,7 @@ import torch
 
 from tests.cli.conftest import write_checkpoint
 from vit_gelu.analysis.files import FILES
+from vit_gelu.analysis.together import summaries
 from vit_gelu.cli.analyze import main
 from vit_gelu.cli.errors import guarded
 from vit_gelu.data import load_source
@@ -204,6 +205,60 @@ def test_networks_of_timm_have_their_activations_alone(tmp_path, capsys):
     }  # fmt: skip
     assert main([str(file), *map(str, options), "--overwrite"]) == 0
     assert "attention: not there: timm/resnet18" in capsys.readouterr().out
+
+
+def digits_checkpoint(folder, name, activation, seed):
+    net = VisionTransformer(
+        image_size=8, patch_size=4, in_channels=1, num_classes=10, embed_dim=16, depth=2, num_heads=2, seed=seed,
+        activation=activation,
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    return write_checkpoint(
+        folder / f"{name}.ckpt", net, image_size=[8, 8], in_channels=1, mean=[0.3], std=[0.4], name="digits"
+    )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_several_runs_side_by_side(tmp_path, capsys):
+    files = [
+        digits_checkpoint(tmp_path, f"{name}{seed}", name, seed)
+        for name in ("relu", "gelu")
+        for seed in (0, 1, 2)
+    ]
+    argv = [*map(str, files), "--data.name", "digits", "--images", "20", "--out", str(tmp_path / "out")]
+    assert main([str(files[0]), *argv]) == 0  # named twice, looked at once
+    table = capsys.readouterr().out.split("all 6 runs")[1].splitlines()
+    records = {f.stem: json.loads((tmp_path / "out" / f.name / "analysis.json").read_text()) for f in files}
+    for name in ("relu", "gelu"):
+        (line,) = [x.split() for x in table if x.startswith(name)]
+        assert line[1] == "3"
+        for cell, key, factor, digits in ((line[2], "mean", 1, 2), (line[4], "negative", 100, 1),
+                                          (line[6], "curved", 100, 1)):  # fmt: skip
+            each = [np.mean([row[key] for row in records[f"{name}{s}"]["activations"]]) for s in (0, 1, 2)]
+            assert cell == f"{factor * np.mean(each):.{digits}f}±{factor * np.std(each, ddof=1):.{digits}f}"
+    assert "holds an analysis already" in refused(capsys, *argv)
+    both = analyze(capsys, *files[:2], "--data.name", "digits", "--images", 20, "--out", tmp_path / "two")
+    assert [r["activations"] for r in both] == [records[f.stem]["activations"] for f in files[:2]]
+
+
+def test_of_several_runs_none_is_looked_at_if_one_is_wrong(tmp_path, capsys):
+    one = digits_checkpoint(tmp_path / "a", "last", "relu", 0)
+    other = digits_checkpoint(tmp_path / "b", "last", "relu", 1)
+    options = ("--data.name", "digits", "--out", tmp_path / "out")
+    assert "no such run" in refused(capsys, one, tmp_path / "c" / "last.ckpt", *options)
+    assert "both would go to" in refused(capsys, one, other, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_one_run_does_not_know_is_left_out_of_its_column():
+    def record(activation, curved):
+        row = dict.fromkeys(("mean", "sd", "negative", "flat", "flat_units"), 0.5)
+        return {"activation": activation, "activations": [row | {"curved": curved}, row | {"curved": 0.3}]}
+
+    first, second = summaries([record("a", 0.1), record("b", None), record("a", 0.5)])
+    assert (first.activation, first.runs, first.values["curved"]) == ("a", 2, pytest.approx((0.2, 0.4)))
+    assert (second.activation, second.runs, second.values["curved"]) == ("b", 1, ())
+    assert second.values["mean"] == (0.5,)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -1,23 +1,29 @@
 """``vit-gelu analyze``: what the activations and the attention of a trained network do on images."""
 
+import argparse
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_gelu.cli.arguments import Arguments, add_pass_options, at_least, one_of, wants_help
+from vit_gelu.cli.errors import UsageError
 from vit_gelu.cli.opened_pretrained import is_run, open_pretrained
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_IMAGES = 1024
 
-HELP = """usage: vit-gelu analyze RUN [OPTIONS]
+HELP = """usage: vit-gelu analyze RUN [RUN ...] [OPTIONS]
 
 What a trained network does with images: what goes into its activations and where on their
 curve it lies, how far its attention reaches and from where, what its position embeddings and
 patch filters have learned.
 RUN is a run folder or a checkpoint (.ckpt), or what --model.pretrained takes: a timm name with
-tag, hf-hub:OWNER/NAME, a .safetensors, .pth or .npz file, a timm folder.
+tag, hf-hub:OWNER/NAME, a .safetensors, .pth or .npz file, a timm folder. Of several, each is
+looked at by itself; then a table has a row for each activation, mean and deviation over its runs.
 
 which images:
   --data.name NAME         cifar10, cifar100, digits, an array file (.npz) or an image folder
@@ -36,13 +42,15 @@ how:
 
 result:
   --out DIR                folder for analysis.json, activations.csv, attention.csv, arrays.npz and
-                           the pictures (default: analysis-DATA-SPLIT-CHECKPOINT in the run)
+                           the pictures (default: analysis-DATA-SPLIT-CHECKPOINT in the run);
+                           of several runs, for a folder each
   --overwrite              replace an analysis that is there
   --json                   print analysis.json in place of the tables (fractions, not per cent)
 
 examples:
   vit-gelu analyze runs/digits-vit_tiny-gelu-seed0
   vit-gelu analyze runs/cifar10-vit_tiny-relu-seed0 --images 5000 --checkpoint best
+  vit-gelu analyze runs/ablation-cifar10_cpu/runs/*
   vit-gelu analyze vit_base_patch16_224.augreg_in21k --data.name cifar10
 """
 
@@ -56,38 +64,79 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from vit_gelu.analysis.files import FILES, SCHEMA, record_of, write_analysis
-    from vit_gelu.analysis.observe import analyse
-    from vit_gelu.analysis.plots import Title
-    from vit_gelu.analysis.screen import print_analysis
+    from vit_gelu.analysis.together import print_together
     from vit_gelu.cli.device import choose_device
-    from vit_gelu.cli.evaluation_files import refuse_to_overwrite
-    from vit_gelu.cli.opened_run import open_run
-    from vit_gelu.training.record import software_and_device
 
     device = choose_device(options.device)
+    asked = [argparse.Namespace(**vars(options), run=run) for run in dict.fromkeys(options.runs)]
+    if len(asked) > 1:
+        if options.out is not None:
+            for one in asked:
+                one.out = str(Path(options.out) / Path(one.run).name)
+        taken: dict[Path, str] = {}
+        for one in asked:  # before hours have gone into the others
+            _, out = _open(one)
+            if out in taken:
+                raise UsageError(f"{one.run} and {taken[out]}: both would go to {out}; take them one by one")
+            taken[out] = one.run
+    records = []
+    for one in asked:
+        records.append(_analyze(one, device))
+        if len(asked) > 1 and not options.json:
+            print()
+    if options.json:
+        print(json.dumps(records[0] if len(asked) == 1 else records, indent=1, allow_nan=False))
+    elif len(asked) > 1:
+        print_together(Console(), records)
+    return 0
+
+
+def _open(options: Any) -> tuple[Any, Path]:
+    """The network that ``options.run`` names, and the folder for what will be found.
+
+    Raises:
+        UsageError: there is an analysis in that folder, or an option that does not fit.
+        ValueError: the network cannot be read.
+    """
+    from vit_gelu.analysis.files import FILES
+    from vit_gelu.cli.evaluation_files import refuse_to_overwrite
+    from vit_gelu.cli.opened_run import open_run
+
+    subject: Any
     if is_run(options.run):
-        run = open_run(options.run, options.checkpoint)
-        data = Path(options.data_name or run.card["data"]["name"]).expanduser().resolve().stem
-        out = run.folder / f"analysis-{data}-{options.split}-{run.checkpoint.stem}"
-        subject: Any = run
+        subject = open_run(options.run, options.checkpoint)
+        data = Path(options.data_name or subject.card["data"]["name"]).expanduser().resolve().stem
+        out = subject.folder / f"analysis-{data}-{options.split}-{subject.checkpoint.stem}"
     else:
         subject = open_pretrained(options, "the network of {} is to be looked at")
         out = Path(subject.folder_name("analysis", options.split))
     out = out if options.out is None else Path(options.out).expanduser()
     refuse_to_overwrite(out, options.overwrite, FILES, "an analysis")
+    return subject, out
+
+
+def _analyze(options: Any, device: "torch.device") -> dict[str, Any]:
+    """Look at one network, write what is found, and show it unless JSON is asked for; returns the record."""
+    from rich.console import Console
+
+    from vit_gelu.analysis.files import SCHEMA, record_of, write_analysis
+    from vit_gelu.analysis.observe import analyse
+    from vit_gelu.analysis.plots import Title
+    from vit_gelu.analysis.screen import print_analysis
+    from vit_gelu.training.record import software_and_device
+
+    subject, out = _open(options)
     batch_size = options.batch_size or getattr(subject, "batch_size", 512)
     precision = options.precision or getattr(subject, "precision", "32-true")
     if is_run(options.run):
-        split = run.split(
+        split = subject.split(
             options.data_name, options.data_root, options.split, resize=options.resize, same_classes=False
         )
         if split.note and options.data_name is None:
             print(f"warning: {split.note}", file=sys.stderr)
-        run.use_its_attention(precision, batch_size, device)
-        of = run.record
+        subject.use_its_attention(precision, batch_size, device)
     else:
-        split, of = subject.split(options.split), subject.record
+        split = subject.split(options.split)
     started = time.perf_counter()
     analysis = analyse(
         subject.net,
@@ -101,7 +150,7 @@ def main(argv: list[str]) -> int:
     )
     record = {
         "schema": SCHEMA,
-        **of,
+        **subject.record,
         "dataset": {
             "name": split.source.name,
             "split": split.name,
@@ -117,19 +166,17 @@ def main(argv: list[str]) -> int:
     name = Path(options.run).name if Path(options.run).exists() else options.run
     images = f"{analysis.n:,} of {len(split.images):,} {split.name} images of {split.source.name}"
     written = write_analysis(out, record, analysis, Title(name, images))
-    if options.json:
-        print(json.dumps(record, indent=1, allow_nan=False))
-        return 0
-    print(f"{options.run}: {images}; {precision} on {record['env']['device']}")
-    print(*of.get("changes", ()), sep="\n", end="\n" if of.get("changes") else "")
-    print_analysis(Console(), analysis)
-    print(f"\nfiles in {out}: {', '.join(written)}")
-    return 0
+    if not options.json:
+        print(f"{options.run}: {images}; {precision} on {record['env']['device']}")
+        print(*(f"{change}\n" for change in record.get("changes", ())), sep="", end="")
+        print_analysis(Console(), analysis)
+        print(f"\nfiles in {out}: {', '.join(written)}")
+    return record
 
 
 def _parser() -> Arguments:
     parser = Arguments("analyze")
-    add_pass_options(parser)
+    add_pass_options(parser, several=True)
     parser.add_argument("--split", type=one_of("split", ("val", "test", "train")), default="val")
     parser.add_argument("--images", type=at_least(1), default=DEFAULT_IMAGES)
     return parser

@@ -80,9 +80,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def add_pass_options(parser: Arguments) -> None:
-    """What every command takes that sends images through a trained network and writes a folder of findings."""
-    parser.add_argument("run", metavar="RUN")
+def add_pass_options(parser: Arguments, *, several: bool = False) -> None:
+    """What every command takes that sends images through a trained network and writes a folder of findings.
+
+    Args:
+        parser: gets the options.
+        several: whether the command takes more than one network, as ``runs``.
+    """
+    if several:
+        parser.add_argument("runs", metavar="RUN", nargs="+")
+    else:
+        parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data.name", dest="data_name")
     parser.add_argument("--data.root", dest="data_root")
     parser.add_argument("--checkpoint", type=one_of("checkpoint", ("last", "best")))
