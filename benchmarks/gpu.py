@@ -36,7 +36,7 @@ from report import Options, choose_device, run_script, table, versions
 from vit_gelu.cli.arguments import one_of
 from vit_gelu.cli.errors import FAILED, UsageError
 from vit_gelu.data import default_root, find_cifar
-from vit_gelu.training.record import git_commit, now, processor_name, write_json
+from vit_gelu.training.record import code_commit, now, processor_name, write_json
 
 TIME_LIMIT = 590.0
 QUICK_TIME_LIMIT = 3600.0  # says whether the parts run, on however slow a machine
@@ -213,7 +213,7 @@ def environment(asked: argparse.Namespace, device: str) -> dict[str, Any]:
         code = "import torch; print(torch.cuda.get_device_name(0))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         name = done.stdout.strip()
-    return {"device": name, "quick": asked.quick, "git": git_commit(), "versions": versions()}
+    return {"device": name, "quick": asked.quick, "git": code_commit(), "versions": versions()}
 
 
 def claim(folder: Path, found: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def run_script(
             import torch
 
             torch.set_num_threads(parsed.threads)
+        from vit_gelu.training.record import code_commit
+
+        code_commit()  # before minutes of measuring, in which a file may be edited
         return run(parsed)
 
     return guarded(f"benchmarks/{script}.py", whole)
@@ -107,7 +110,7 @@ def describe(script: str, options: argparse.Namespace, device: Any) -> dict[str,
     """Machine, versions, command, date: what makes a number one that can be checked."""
     import torch
 
-    from vit_gelu.training.record import git_commit, now, processor_name
+    from vit_gelu.training.record import code_commit, now, processor_name
 
     return {
         "benchmark": script,
@@ -121,7 +124,7 @@ def describe(script: str, options: argparse.Namespace, device: Any) -> dict[str,
             "cuda": torch.version.cuda if device.type == "cuda" else None,
         },
         "versions": {**versions(), "torch": torch.__version__},
-        "git": git_commit(),
+        "git": code_commit(),
     }
 
 

@@ -1,5 +1,6 @@
 """What a record says about the machine."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.helpers import train
 from vit_gelu.training import record
 from vit_gelu.training.record import git_commit, processor_name
+from vit_gelu.training.speed import SpeedMeter
 
 
 def test_an_apple_processor_is_named(monkeypatch):
@@ -52,3 +55,17 @@ def test_the_commit_of_the_code(tmp_path, monkeypatch):
     assert git_commit() == head
     (tmp_path / "other.py").write_text("changed")
     assert git_commit() == f"{head}-dirty"
+
+
+def test_a_run_records_the_commit_that_it_began_with(tmp_path, monkeypatch):
+    """Whatever is committed or edited while it trains."""
+    commit = ["at the start"]
+    monkeypatch.setattr(record, "git_commit", lambda: commit[-1])
+    monkeypatch.setattr(SpeedMeter, "on_train_end", lambda *_: commit.append("edited since"))
+    record.code_commit.cache_clear()
+    try:
+        train(tmp_path / "run", trainer__max_epochs=1)
+    finally:
+        record.code_commit.cache_clear()
+    assert commit[-1] == "edited since"
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["env"]["git"] == "at the start"

@@ -66,7 +66,9 @@ def main(argv: list[str]) -> int:
 
     from vit_gelu.analysis.together import print_together
     from vit_gelu.cli.device import choose_device
+    from vit_gelu.training.record import code_commit
 
+    code_commit()
     device = choose_device(options.device)
     asked = [argparse.Namespace(**vars(options), run=run) for run in dict.fromkeys(options.runs)]
     if len(asked) > 1:

@@ -1,6 +1,7 @@
 """The run folder and its ``record.json``: the only thing that ablations and reports read."""
 
 import contextlib
+import functools
 import json
 import platform
 import subprocess
@@ -67,6 +68,12 @@ def git_commit() -> str | None:
         return None
 
 
+@functools.cache
+def code_commit() -> str | None:
+    """``git_commit`` when this process first asked: of the code that it has loaded, whatever is edited meanwhile."""
+    return git_commit()
+
+
 def processor_name() -> str:
     """The CPU's model name where the system tells it."""
     try:
@@ -105,7 +112,7 @@ def software_and_device(device: torch.device) -> dict[str, Any]:
         if cuda
         else f"{processor_name()} ({torch.get_num_threads()} threads)",
         "device_type": device.type,
-        "git": git_commit(),
+        "git": code_commit(),
     }
 
 

@@ -25,7 +25,7 @@ from vit_gelu.training.metrics import MaskedScore, Score
 from vit_gelu.training.monitor import Diverged, Monitor
 from vit_gelu.training.profiler import profile_into
 from vit_gelu.training.progress import Display
-from vit_gelu.training.record import SCHEMA, environment, now, score_dict, write_json
+from vit_gelu.training.record import SCHEMA, code_commit, environment, now, score_dict, write_json
 from vit_gelu.training.speed import SpeedMeter
 from vit_gelu.training.trackers import Trackers
 
@@ -128,6 +128,7 @@ def _train(
     test_checkpoint: str,
     at_end: Callable[[], None] | None,
 ) -> dict[str, Any]:
+    code_commit()  # now: the record is written hours later
     monitor, speed = find(trainer, Monitor), find(trainer, SpeedMeter)
     checkpoints = find(trainer, Checkpoints)
     _check_evaluation(trainer, checkpoints, test_checkpoint)
