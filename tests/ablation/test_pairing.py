@@ -275,6 +275,15 @@ def test_speed_comes_from_exclusive_runs_under_one_condition(tmp_path):
     assert any("2 others ran under other conditions" in note for note in costs.notes)
 
 
+def test_runs_that_changed_hands_are_named(tmp_path):
+    for seed in range(3):
+        write(tmp_path, record("relu", seed, 9000))
+        write(tmp_path, record("gelu", seed, 9000, env__earlier=[{"git": "other"}] if seed == 1 else None))
+    (note,) = [note for note in read_experiment([tmp_path]).notes if "env.earlier" in note]
+    assert note.startswith("1 of 6 runs began with other code, or on another device")
+    assert note.endswith("gelu-seed1.")
+
+
 @pytest.mark.parametrize(("name", "value"), [("cuda_graphs", "step"), ("autotuned", True)])
 def test_steps_that_are_launched_otherwise_do_not_stand_beside_each_other(tmp_path, name, value):
     """An older record without the entry is one in which it was off."""

@@ -13,6 +13,8 @@ import pytest
 
 from tests.training.helpers import ROOT, arguments, assert_same_weights, metrics, train, weights
 from vit_gelu.cli.errors import UsageError
+from vit_gelu.training.card import stages_before
+from vit_gelu.training.checkpoint import CARD
 
 # Everything that draws, averages or accumulates.
 NOISY = {
@@ -134,6 +136,9 @@ def test_amid_a_step_no_run_goes_on(tmp_path, monkeypatch):
 def test_resume_twice_with_accumulation(tmp_path, monkeypatch):
     options = NOISY | {"trainer__accumulate_grad_batches": 2, "trainer__log_every_n_steps": 1}
     record = train(tmp_path / "whole", **options)
+    assert record["env"]["earlier"] is None
+    commits = {"git": "one"}
+    monkeypatch.setattr("vit_gelu.training.card._stage", lambda *_: dict(commits))
     # Batch 3 is the first half of an accumulation: the save waits for its second half.
     train_until(monkeypatch, 3, tmp_path / "run", **options)
     from vit_gelu.cli.train import main
@@ -149,8 +154,22 @@ def test_resume_twice_with_accumulation(tmp_path, monkeypatch):
         patch.setattr(SpeedMeter, "on_train_batch_end", patched)
         status = main([*arguments(tmp_path / "run", **options), "--ckpt_path", "last"])
     assert status == 128 + signal.SIGTERM
+    commits["git"] = "two"
     again = train(tmp_path / "run", "--ckpt_path", "last", **options)
     assert_same_run(tmp_path / "whole", record, tmp_path / "run", again)
+    assert again["env"]["earlier"] == [{"git": "one"}]  # by the first two processes, once
+
+
+def test_stages_before():
+    one, two = {"git": "one"}, {"git": "two"}
+
+    def before(*stages, mine):
+        return stages_before({CARD: {"stages": list(stages)}}, mine)
+
+    assert before(one, one, mine=one) == []
+    assert before(one, two, two, mine=one) == [one, two]
+    assert before(one, two, one, mine=one) == [one, two]
+    assert stages_before({CARD: {}}, one) == []  # of a checkpoint that is older
 
 
 def test_a_killed_process_goes_on(uninterrupted, tmp_path):

@@ -304,4 +304,11 @@ def _versions(runs: Sequence[Run]) -> list[str]:
     dirty = sum(str(r.env.get("git") or "").endswith("-dirty") for r in runs)
     if dirty:
         notes.append(f"{dirty} of {len(runs)} runs were made with code that differs from its commit.")
+    mixed = [r for r in runs if r.env.get("earlier")]
+    if mixed:
+        notes.append(
+            f"{len(mixed)} of {len(runs)} runs began with other code, or on another device, than they ended with "
+            f"(env.earlier in their records): {', '.join(r.folder.name for r in mixed[:3])}"
+            f"{', …' if len(mixed) > 3 else '.'}"
+        )
     return notes

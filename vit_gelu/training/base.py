@@ -15,7 +15,7 @@ from vit_gelu.models import VisionTransformer
 from vit_gelu.models.build import Network
 from vit_gelu.randomness import seed_noise
 from vit_gelu.training.attention import AttentionInUse, check_choice
-from vit_gelu.training.card import card_of, check_card
+from vit_gelu.training.card import card_of, check_card, stage_of, stages_before
 from vit_gelu.training.checkpoint import CARD
 from vit_gelu.training.compilation import AUTOTUNE, check_autotuning, check_cuda_graphs
 from vit_gelu.training.flops import count_flops
@@ -118,6 +118,7 @@ class RunModule(pl.LightningModule):
         self.seed = seed
         self.recorded = False
         self.batches_seen = 0
+        self.earlier_stages: list[dict[str, Any]] = []  # see ``card.stage_of``
         self.net: Network | None = None
         self.score: Metric | None = None
         self.last_score: Score | MaskedScore | None = None
@@ -373,3 +374,4 @@ class RunModule(pl.LightningModule):
         """
         check_card(checkpoint, self.card(), self.continued, self.trainer.accumulate_grad_batches)
         self.batches_seen = checkpoint[CARD]["batches_seen"]
+        self.earlier_stages = stages_before(checkpoint, stage_of(self.trainer))

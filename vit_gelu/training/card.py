@@ -1,9 +1,14 @@
 """What a checkpoint says of itself, and whether a run may go on from it."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from vit_gelu.training.checkpoint import CARD, CARD_SCHEMA, is_amid_a_step
+from vit_gelu.training.record import software_and_device
 
 # Options that are younger than some checkpoints, which had their defaults.
 YOUNGER = {"mlp_memory": "fast", "residual_precision": "full"}
@@ -36,7 +41,28 @@ def card_of(module: Any) -> dict[str, Any]:
         "step": trainer.global_step,
         "batches_seen": module.batches_seen,
         "origin": module.origin,
+        "stages": [*module.earlier_stages, stage_of(trainer)],
     }
+
+
+def stage_of(trainer: Any) -> dict[str, Any]:
+    """By what code and on what device a process trains: what may be another when the run is gone on with."""
+    return dict(_stage(trainer.strategy.root_device, torch.get_num_threads()))
+
+
+@functools.cache  # asked for at every save
+def _stage(device: torch.device, threads: int) -> dict[str, Any]:
+    made_by = software_and_device(device)
+    # Plain strings, as a checkpoint holds nothing else: torch's version is an object.
+    return {name: made_by[name] and str(made_by[name]) for name in ("git", "vit_gelu", "torch", "device")}
+
+
+def stages_before(checkpoint: dict[str, Any], mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Stages of a run before it is gone on with by ``mine``: those in a row that are alike are one, as is the last if
+    it is like ``mine``; a checkpoint that is older than this has none.
+    """
+    stages = [stage for stage, _ in itertools.groupby(checkpoint[CARD].get("stages", []))]
+    return stages[:-1] if stages and stages[-1] == mine else stages
 
 
 def check_card(

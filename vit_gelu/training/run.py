@@ -314,7 +314,8 @@ def _describe(
         "attention": module.attention_in_use.record() if module.attention_in_use else None,
         "order_hash": data.order_hash,
         "config_hash": config_hash(with_choice(config, module.attention_in_use)),
-        "env": environment(trainer, module.compile_network, module.graphs, autotuned=module.autotune),
+        "env": environment(trainer, module.compile_network, module.graphs, autotuned=module.autotune)
+        | {"earlier": module.earlier_stages or None},
         "started": monitor.started,
         "ended": now(),
     }
