@@ -12,8 +12,6 @@ from vit_gelu.cli.opened_pretrained import is_run
 from vit_gelu.cli.pretrained_probe import probe_pretrained
 
 if TYPE_CHECKING:
-    import torch
-
     from vit_gelu.cli.evaluation_data import Split
     from vit_gelu.cli.opened_run import OpenedRun
 
@@ -86,6 +84,7 @@ def main(argv: list[str]) -> int:
     )
     from vit_gelu.cli.evaluation_table import print_classes
     from vit_gelu.cli.opened_run import open_run
+    from vit_gelu.training.record import software_and_device
 
     device = choose_device(options.device)
     try:
@@ -132,7 +131,7 @@ def main(argv: list[str]) -> int:
         seconds = time.perf_counter() - started
         return {
             "precision": precision, "attention": attention, "batch_size": batch_size, "seconds": seconds,
-            "env": _environment(device),
+            "env": software_and_device(device),
         }  # fmt: skip
 
     if options.probe is not None:
@@ -230,13 +229,3 @@ def _record(run: "OpenedRun", split: "Split") -> dict[str, Any]:
             "note": split.note,
         },
     }
-
-
-def _environment(device: "torch.device") -> dict[str, Any]:
-    import torch
-
-    from vit_gelu import __version__
-    from vit_gelu.training.record import processor_name
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {"device": name, "device_type": device.type, "torch": torch.__version__, "vit_gelu": __version__}
