@@ -201,6 +201,19 @@ def test_what_mixes_units_or_tokens_has_no_slope(kind):
     assert row.zero == 0
 
 
+def test_what_mixes_and_works_in_place_leaves_the_network_its_input():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(x.mean(dim=-1, keepdim=True))
+
+    x = torch.randn(3, 5, 8)
+    before = x.clone()
+    statistics = ActivationStatistics("act", InPlace())
+    statistics.update(x)
+    assert torch.equal(x, before)
+    assert statistics.row().flat is None
+
+
 def test_elementwise_is_told_from_one_place_over_all():
     x = torch.randn(7, 9)
     assert is_elementwise(torch.tanh, x)

@@ -95,7 +95,7 @@ class ActivationStatistics:
             if not self.n:
                 self._begin(x)
             if not self.elementwise:
-                self._add_output(self.function(x.float()))
+                self._add_output(self.function(x.float().clone()))  # it may work in place
             rows = (x.movedim(1, -1) if self.channels_first else x).flatten(0, -2)
             for part in rows.split(max(1, CHUNK // self.units)):
                 self._add(part.float())
