@@ -301,6 +301,7 @@ def test_checkpoints_of_others(tmp_path, capsys, monkeypatch):
     ("options", "expected"),
     [
         (["nowhere/at-all"], "no such run folder or checkpoint"),
+        (["digits-run-that-is-not-there"], "is no run folder here"),
         (["RUN", "--split", "vall"], "Did you mean 'val'?"),
         (["RUN", "--images", "0"], "--images: 0: must be a whole number of at least 1"),
         (["RUN", "--image", "5"], "Did you mean --images?"),

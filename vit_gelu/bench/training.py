@@ -141,6 +141,7 @@ def comparisons(
                         peaks[dtype] = device_peak(options.device, DTYPES[dtype])
                     try:
                         found = measure(work, dtype, mode, options, peaks[dtype], say)
+                        peaks[dtype] = found.labels["peak_flops_measured"]
                     except OutOfTime:
                         found = None
                 yield work.labels(dtype, mode), found

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     if len(asked) > 1:
         if options.out is not None:
             for one in asked:
-                one.out = str(Path(options.out) / Path(one.run).name)
+                one.out = str(Path(options.out) / _name(one.run))
         taken: dict[Path, str] = {}
         for one in asked:  # before hours have gone into the others
             _, out = _open(one)
@@ -165,15 +165,20 @@ def _analyze(options: Any, device: "torch.device") -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "env": software_and_device(device),
     }
-    name = Path(options.run).name if Path(options.run).exists() else options.run
     images = f"{analysis.n:,} of {len(split.images):,} {split.name} images of {split.source.name}"
-    written = write_analysis(out, record, analysis, Title(name, images))
+    written = write_analysis(out, record, analysis, Title(_name(options.run), images))
     if not options.json:
         print(f"{options.run}: {images}; {precision} on {record['env']['device']}")
         print(*(f"{change}\n" for change in record.get("changes", ())), sep="", end="")
         print_analysis(Console(), analysis)
         print(f"\nfiles in {out}: {', '.join(written)}")
     return record
+
+
+def _name(run: str) -> str:
+    """Of a network, for a folder and a title."""
+    path = Path(run).expanduser()
+    return path.resolve().name if path.exists() else run.replace("/", "-")
 
 
 def _parser() -> Arguments:

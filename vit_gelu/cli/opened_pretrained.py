@@ -78,7 +78,8 @@ def open_pretrained(options: Any, what: str) -> OpenedPretrained:
     from vit_gelu.models.pretrained import build_pretrained, read_pretrained
 
     if options.data_name is None:
-        raise UsageError(f"--data.name: say on which data set {what.format(options.run)}")
+        no_run = "" if Path(options.run).expanduser().exists() else f" ({options.run} is no run folder here)"
+        raise UsageError(f"--data.name: say on which data set {what.format(options.run)}{no_run}")
     if options.checkpoint is not None:
         raise UsageError(f"--checkpoint {options.checkpoint}: only for a run folder; {options.run} is none")
     pretrained = read_pretrained(options.run)
