@@ -7,7 +7,7 @@ import torch
 from tests.cli.test_bad_input import failure
 from tests.training.helpers import arguments
 from vit_gelu.cli import main
-from vit_gelu.cli.out_of_memory import missing_memory
+from vit_gelu.cli.missing_memory import missing_memory
 from vit_gelu.training.module import ClassificationModule
 
 CUDA = (

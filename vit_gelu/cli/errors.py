@@ -58,7 +58,7 @@ def guarded(program: str, run: Callable[[], int]) -> int:
         print(f"{program}: error: {lines[0]}", *lines[1:5], sep="\n", file=sys.stderr)
         return USAGE
     except (RuntimeError, MemoryError) as error:
-        from vit_gelu.cli.out_of_memory import missing_memory
+        from vit_gelu.cli.missing_memory import missing_memory
 
         words = missing_memory(error)
         if words is None or os.environ.get("VIT_GELU_TRACEBACK"):

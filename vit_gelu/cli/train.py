@@ -127,8 +127,9 @@ def carry_out(
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from vit_gelu.cli.announcement import announce
+    from vit_gelu.cli.missing_memory import missing_memory
     from vit_gelu.cli.options import COMMANDS
-    from vit_gelu.cli.out_of_memory import less_memory, missing_memory
+    from vit_gelu.cli.out_of_memory import less_memory
     from vit_gelu.training.checkpoints import Interrupted
     from vit_gelu.training.monitor import Diverged
     from vit_gelu.training.run import train
