@@ -95,7 +95,7 @@ def analyse(
         batch_size: images per forward pass.
         device: where to run.
         upsample: height and width that images are enlarged to, as in the network's training.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of the network; statistics are of its float32 sums.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``, of the network; statistics are computed in float32.
         num_workers: processes that decode image files.
 
     Raises:
