@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -22,6 +23,19 @@ def test_a_shared_device_is_admitted(monkeypatch):
     alone = Exclusivity(torch.device("cpu"))
     monkeypatch.setattr(Exclusivity, "_busy", staticmethod(lambda: alone.busy + 1000.0))
     assert alone.check() is False
+
+
+def test_where_the_system_does_not_tell_nothing_is_claimed(monkeypatch):
+    alone = Exclusivity(torch.device("cpu"))
+
+    def hidden(*_):
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    assert alone.check() is None
+    assert Exclusivity(torch.device("cpu")).check() is None
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert seconds_of_trees([os.getpid()]) == 0
 
 
 def test_of_other_devices_nothing_is_claimed():

@@ -28,11 +28,14 @@ class Exclusivity:
     def __init__(self, device: torch.device, shared: bool = False, company: Collection[int] = ()) -> None:
         self.device, self.shared, self.ours = device, shared, {os.getpid(), *company}
         self.busy, self.start = self._busy(), time.monotonic()
-        self.own = seconds_of_trees(self.ours)
+        self.own = None if self.busy is None else seconds_of_trees(self.ours)
 
     @staticmethod
-    def _busy() -> float:
-        times = psutil.cpu_times()
+    def _busy() -> float | None:
+        try:
+            times = psutil.cpu_times()
+        except (psutil.Error, OSError):  # a sandbox may hide it
+            return None
         working = ("user", "nice", "system", "irq", "softirq", "steal")  # guests are counted as users already
         return sum(getattr(times, name, 0.0) for name in working)
 
@@ -54,9 +57,10 @@ class Exclusivity:
         if self.device.type == "cuda":
             pids = self._gpu_processes(self.device)
             return None if pids is None else len(pids - self.ours - {os.getppid()}) == 0
-        if self.device.type != "cpu":
+        busy = self._busy()
+        if self.device.type != "cpu" or self.busy is None or self.own is None or busy is None:
             return None
-        others = (self._busy() - self.busy) - (seconds_of_trees(self.ours) - self.own)
+        others = (busy - self.busy) - (seconds_of_trees(self.ours) - self.own)
         capacity = (time.monotonic() - self.start) * (os.cpu_count() or 1)
         return others < 0.05 * capacity
 
@@ -74,7 +78,7 @@ def seconds_of_trees(roots: Collection[int]) -> float:
         try:
             root = psutil.Process(pid)
             trees |= {p.pid: p for p in (root, *root.children(recursive=True))}
-        except psutil.Error:  # ended meanwhile, or not ours to ask
+        except (psutil.Error, OSError):  # ended meanwhile, or not ours to ask
             continue
     return sum(_seconds(process) for process in trees.values())
 
@@ -82,7 +86,7 @@ def seconds_of_trees(roots: Collection[int]) -> float:
 def _seconds(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0.0
     waited_for = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
     return times.user + times.system + waited_for
