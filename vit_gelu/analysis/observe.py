@@ -12,6 +12,8 @@ from vit_gelu.analysis.attention import AttentionStatistics, Head, attention_rol
 from vit_gelu.analysis.weights import PatchFilters, PositionSimilarity, patch_filters, position_similarity
 from vit_gelu.cli.device import autocast
 from vit_gelu.data import Images
+from vit_gelu.data.arrays import spread
+from vit_gelu.data.batch import pixels_of
 from vit_gelu.data.loader import EvalLoader
 from vit_gelu.data.progress import progress
 from vit_gelu.models import VisionTransformer
@@ -58,17 +60,6 @@ class Analysis:
     filters: PatchFilters | None
     positions: PositionSimilarity | None
     missing: dict[str, str]
-
-
-def spread(n: int, most: int) -> Tensor:
-    """Indices of at most ``most`` of n things, evenly spread, each once: of all classes even where they are sorted.
-
-    >>> spread(10, 4), spread(3, 4)
-    (tensor([0, 3, 6, 9]), tensor([0, 1, 2]))
-    """
-    return (
-        torch.arange(n) if n <= most else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
-    )
 
 
 @torch.no_grad()  # not inference mode: slopes are computed by autograd
@@ -136,7 +127,7 @@ def analyse(
         (batch,) = EvalLoader(images.take(few), batch_size=SHOWN, **passes)
         with autocast(device, precision):
             shares = attention_rollout(vit, batch.images)
-        pixels = _pixels(batch.images, mean, std)
+        pixels = pixels_of(batch.images, mean, std)
         rollout = Rollout(tuple(few.tolist()), pixels, shares.float().cpu())
         try:
             filters = patch_filters(vit)
@@ -156,8 +147,3 @@ def analyse(
         positions,
         missing,
     )
-
-
-def _pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    shift, scale = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
-    return (images.float().cpu() * scale + shift).clamp(0, 1)

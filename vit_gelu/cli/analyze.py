@@ -128,8 +128,8 @@ def _analyze(options: Any, device: "torch.device") -> dict[str, Any]:
     from vit_gelu.training.record import software_and_device
 
     subject, out = _open(options)
-    batch_size = options.batch_size or getattr(subject, "batch_size", 512)
-    precision = options.precision or getattr(subject, "precision", "32-true")
+    batch_size = options.batch_size or subject.batch_size
+    precision = options.precision or subject.precision
     if is_run(options.run):
         split = subject.split(
             options.data_name, options.data_root, options.split, resize=options.resize, same_classes=False

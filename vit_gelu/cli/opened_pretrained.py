@@ -25,12 +25,15 @@ class OpenedPretrained:
         net: in evaluation mode, on the CPU.
         changes: what was adapted, a line each.
         data: ``ImageData``, set up.
+        precision, batch_size: of its passes, unless the user says.
     """
 
     pretrained: Any
     net: Any
     changes: tuple[str, ...]
     data: Any
+    precision: str = "32-true"
+    batch_size: int = 512
 
     @property
     def as_trained(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def probe_pretrained(options: Any) -> int:
     name = f"{subject.folder_name('evaluation', options.split)}-{options.probe}"
     out = Path(options.out).expanduser() if options.out is not None else Path(name)
     refuse_to_overwrite(out, options.overwrite, (PROBE,), "a probe")
-    precision, batch_size = options.precision or "32-true", options.batch_size or 512
+    precision, batch_size = options.precision or subject.precision, options.batch_size or subject.batch_size
     split = subject.split(options.split)
     started = time.perf_counter()
     found = run_probe(

@@ -8,8 +8,9 @@ import torch
 from einops import rearrange
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from vit_gelu.data.arrays import spread
+from vit_gelu.data.batch import pixels_of
 from vit_gelu.data.loader import EvalLoader
 from vit_gelu.training.masked import MaskedModule
 from vit_gelu.whole_file import whole_file
@@ -29,11 +30,10 @@ def save_reconstruction(path: Path, module: MaskedModule, data: Any) -> None:
         module: trained.
         data: ``ImageData`` that it was trained on.
     """
-    count = min(SHOWN, data.val_n)
-    indices = torch.linspace(0, data.val_n - 1, count).round().to(torch.int64)
+    indices = spread(data.val_n, SHOWN)
     device = next(module.network.parameters()).device
     part = data.source.val.take(indices)
-    (batch,) = EvalLoader(part, batch_size=count, mean=data.mean, std=data.std, device=device)
+    (batch,) = EvalLoader(part, batch_size=SHOWN, mean=data.mean, std=data.std, device=device)
     visible = module.validation_visible(indices.to(device))
     training, precision = module.training, module.trainer.precision_plugin
     module.eval()
@@ -41,12 +41,9 @@ def save_reconstruction(path: Path, module: MaskedModule, data: Any) -> None:
         mask, drawn = module.autoencoder.reconstruct(precision.convert_input(batch).images, visible)
     module.train(training)
 
-    def pixels(images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
-        return (images.float().cpu() * std + mean).clamp(0, 1)
-
-    shown = torch.where(mask.cpu(), torch.tensor(GREY), pixels(batch.images))
-    rows = [("original", pixels(batch.images)), ("shown", shown), ("drawn", pixels(drawn))]
+    seen, made = (pixels_of(images, data.mean, data.std) for images in (batch.images, drawn))
+    shown = torch.where(mask.cpu(), torch.tensor(GREY), seen)
+    rows = [("original", seen), ("shown", shown), ("drawn", made)]
     figure = reconstruction_figure([(name, row.numpy()) for name, row in rows], _title(module))
     with whole_file(path, "wb") as file:
         figure.savefig(file, format="png")

@@ -107,3 +107,14 @@ class Source:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def spread(n: int, most: int) -> Tensor:
+    """Indices of at most ``most`` of n images, evenly spread, each once: of all classes even where they are sorted.
+
+    >>> spread(10, 4), spread(3, 4)
+    (tensor([0, 3, 6, 9]), tensor([0, 1, 2]))
+    """
+    if n <= most:
+        return torch.arange(n)
+    return torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()

@@ -1,5 +1,6 @@
 """What a step gets, and the last thing that is done to its images."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,20 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     indices: Tensor
+
+
+def pixels_of(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """What ``Normalize`` did, undone, for pictures: float32 on the CPU, 0-1, clipped.
+
+    Args:
+        images: normalised, (b, c, h, w), on any device.
+        mean, std: per channel, of pixels scaled to 0-1.
+
+    >>> pixels_of(torch.tensor([-2.0, -1.2, 2.0]).view(1, 1, 1, 3), (0.5,), (0.25,)).flatten()
+    tensor([0.0000, 0.2000, 1.0000])
+    """
+    shift, scale = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
+    return (images.float().cpu() * scale + shift).clamp(0, 1)
 
 
 class Normalize:
