@@ -16,6 +16,7 @@ from vit_gelu.analysis.activations import (
     quantiles,
     watching_activations,
 )
+from vit_gelu.analysis.plots import PER_POINT
 from vit_gelu.models import VisionTransformer
 from vit_gelu.models.activation_places import find_places
 
@@ -261,8 +262,9 @@ def test_quantiles_of_tails_beyond_the_histogram():
     histogram = torch.zeros(module.BINS, dtype=torch.int64)
     histogram[0] = histogram[-1] = 50  # half from -100 to -20, half from 20 to 300
     found = quantiles(histogram, -100.0, 300.0)
-    assert found[0] == pytest.approx(-100 + 0.02 * (100 - 19.99))
-    assert found[-1] == pytest.approx(300 - 0.02 * (300 - 19.99))
+    inner = module.EDGE - module.BIN
+    assert found[0] == pytest.approx(-100 + 0.02 * (100 - inner))
+    assert found[-1] == pytest.approx(300 - 0.02 * (300 - inner))
     assert list(found) == sorted(found)
 
 
@@ -297,3 +299,17 @@ def test_learned_parameters_are_told():
     prelu = ActivationStatistics("act", nn.PReLU(init=0.3))
     prelu.update(torch.randn(4, 8))
     assert prelu.row().learned == pytest.approx({"weight": 0.3})
+
+
+def test_numbers_of_bfloat16_make_no_comb():
+    """Every bin within a power of two holds equally many of them, so that a picture of the counts is smooth."""
+    x = torch.arange(-4, 4, 2.0**-6)[
+        1:
+    ].bfloat16()  # all that bfloat16 has from 2 to 4 in size, and some below
+    statistics = ActivationStatistics("act", nn.ReLU())
+    statistics.update(x[:, None])
+    edges = torch.arange(module.BINS) * module.BIN - module.EDGE
+    drawn = statistics.row().histogram.view(-1, PER_POINT).sum(dim=1)
+    inside = (edges[::PER_POINT] >= 2) & (edges[::PER_POINT] + PER_POINT * module.BIN <= 3.9)
+    assert inside.sum() > 20
+    assert drawn[inside].unique().numel() == 1

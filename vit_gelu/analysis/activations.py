@@ -12,7 +12,9 @@ from vit_gelu.activations.recognition import describe_activation
 from vit_gelu.models.activation_places import Place
 
 FLAT = LINEAR = 0.01  # how near to 0, or to 1, a slope counts as such
-BIN = 0.01
+BIN = (
+    2.0**-7
+)  # a power of two: bins of another width hold now more, now fewer of the numbers that bfloat16 has
 EDGE = 20.0  # of the histogram; what lies beyond is in the two outermost bins
 BINS = round(2 * EDGE / BIN)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

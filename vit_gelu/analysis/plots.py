@@ -16,7 +16,7 @@ from vit_gelu.analysis.observe import Analysis
 from vit_gelu.figure_style import INK, LINE, PALETTE, SETTINGS, grid, new_figure
 from vit_gelu.whole_file import whole_file
 
-PER_POINT = 5  # bins of the histogram that are drawn as one point
+PER_POINT = 8  # bins of the histogram that are drawn as one point
 MOST_TILES = 16  # position embeddings shown along a side
 FLAT, CURVED, LINEAR = LINE, PALETTE[1], PALETTE[0]
 
